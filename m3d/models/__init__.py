@@ -1,0 +1,15 @@
+"""Where config meets modules: the model, its config and its processor, registered with transformers' Auto classes."""
+
+from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
+from m3d.models.modeling import M3DForConditionalGeneration, M3DOutput, M3DVolumeFeatures
+from m3d.models.processing import M3DProcessor
+
+__all__ = [
+    "M3DConfig",
+    "M3DForConditionalGeneration",
+    "M3DOutput",
+    "M3DProcessor",
+    "M3DSegConfig",
+    "M3DVisionConfig",
+    "M3DVolumeFeatures",
+]

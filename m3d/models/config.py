@@ -1,0 +1,134 @@
+"""M3DConfig: everything a checkpoint's `config.json` says about the model, checked when it is built.
+
+Defaults are the published M3D-LaMed (paper, section 4; DESIGN 4). Sub-configs: ``vision_config`` (the 3D ViT),
+``text_config`` (any Hugging Face causal LM) and ``seg_config`` (the SegVol head, or None for a model that only talks).
+"""
+
+import math
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+POOLING = ("spatial", "sequence")
+PROJECTORS = ("mlp", "linear")
+SEG_MERGES = ("each", "mean")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
+
+
+class M3DVisionConfig(PreTrainedConfig):
+    """A 3D ViT: sizes are (D, H, W) in voxels of the prepared grid."""
+
+    model_type = "m3d_vision"
+    base_config_key = "vision_config"
+
+    image_size: list[int] | tuple[int, ...] | None = None
+    patch_size: list[int] | tuple[int, ...] | None = None
+    in_channels: int = 1
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    cls_token: bool = True
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Fill in the published sizes and refuse those that cannot be."""
+        self.image_size = list(self.image_size or (32, 256, 256))
+        self.patch_size = list(self.patch_size or (4, 16, 16))
+        if len(self.image_size) != 3 or len(self.patch_size) != 3:
+            raise ValueError(f"image_size={self.image_size} and patch_size={self.patch_size} need three sides each")
+        if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
+            raise ValueError(f"every side of patch_size={self.patch_size} must divide image_size={self.image_size}")
+        super().__post_init__(**kwargs)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches along D, H, W."""
+        assert self.image_size is not None and self.patch_size is not None
+        d, h, w = (side // patch for side, patch in zip(self.image_size, self.patch_size, strict=True))
+        return d, h, w
+
+
+class M3DSegConfig(PreTrainedConfig):
+    """The SegVol head. The defaults load the published weights; the notes say what ours does otherwise.
+
+    ``encoder_config`` is the head's own ViT, or None to share the vision tower's tokens (one pass a volume).
+    ``coordinates="published"`` keeps the reference's swapped axes for its weights; ``grid`` is right, for new training.
+    ``upscale_norm="volume"`` is the published LayerNorm over channels and space; ``channel`` fits any grid.
+    ``mask_prompt`` adds the previous-mask prompt, which the published weights never learned.
+    ``detail_channels`` > 0 adds a convolutional feature map at full grid resolution, computed once a volume.
+    """
+
+    model_type = "m3d_seg"
+    base_config_key = "seg_config"
+    sub_configs_defaults: ClassVar = {"encoder_config": SubConfigSpec(config_class=M3DVisionConfig, optional=True)}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    decoder_depth: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    iou_hidden_size: int = 256
+    num_masks: int = 4
+    coordinates: str = "published"
+    upscale_norm: str = "volume"
+    mask_prompt: bool = False
+    detail_channels: int = 0
+    detail_filters: int = 8
+    projector_dropout: float = 0.1
+    merge: str = "each"
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Refuse unknown switches."""
+        _one_of("coordinates", self.coordinates, ("published", "grid"))
+        _one_of("upscale_norm", self.upscale_norm, ("volume", "channel"))
+        _one_of("merge", self.merge, SEG_MERGES)
+        super().__post_init__(**kwargs)
+
+
+class M3DConfig(PreTrainedConfig):
+    """A vision tower, a perceiver, a language model and, where it draws, a SegVol head.
+
+    ``image_token_id`` marks where volumes stand in a prompt, ``seg_token_id`` where a mask is drawn; both are rows that
+    `M3DProcessor` adds to the language model's vocabulary, with ``box_start_token_id`` and ``box_end_token_id``.
+    """
+
+    model_type = "m3d"
+    sub_configs_defaults: ClassVar = {
+        "vision_config": SubConfigSpec(config_class=M3DVisionConfig),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "seg_config": SubConfigSpec(config_class=M3DSegConfig, optional=True),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    seg_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    box_start_token_id: int = 32001
+    box_end_token_id: int = 32002
+    seg_token_id: int = 32003
+    pooling: str = "spatial"
+    pool_size: int = 2
+    projector: str = "mlp"
+    projector_depth: int = 2
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
+        """Check what belongs together before anything is built."""
+        _one_of("pooling", self.pooling, POOLING)
+        _one_of("projector", self.projector, PROJECTORS)
+        super().__post_init__(**kwargs)
+        vision = self.vision_config
+        if not isinstance(vision, M3DVisionConfig):
+            raise ValueError(f"vision_config must be an M3DVisionConfig or its dict, got {type(vision).__name__}")
+        if self.pooling == "spatial" and any(side % self.pool_size for side in vision.grid):
+            raise ValueError(f"pool_size={self.pool_size} must divide every side of the patch grid {vision.grid}")
+
+    @property
+    def num_image_tokens(self) -> int:
+        """How many language tokens a volume becomes: 256 as published."""
+        assert isinstance(self.vision_config, M3DVisionConfig)
+        return math.prod(self.vision_config.grid) // self.pool_size**3

@@ -1,0 +1,133 @@
+"""M3DProcessor: a scan and words in, tensors out; the one place that knows how a prompt is written."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+
+from data_prep.atomic import atomic_path
+from data_prep.preprocess import Prepared, Preprocess
+from data_prep.volume import Volume
+from m3d.models.config import M3DConfig
+
+IMAGE_TOKEN, BOX_START, BOX_END, SEG_TOKEN = "<im_patch>", "<bx_start>", "<bx_end>", "[SEG]"
+PREPROCESS_NAME = "preprocess.json"
+
+
+def add_m3d_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Teach a tokenizer our four tokens, in the reference's order; returns the config fields that hold their ids."""
+    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, BOX_START, BOX_END]})
+    tokenizer.add_tokens([SEG_TOKEN])
+    names = {
+        "image_token_id": IMAGE_TOKEN,
+        "box_start_token_id": BOX_START,
+        "box_end_token_id": BOX_END,
+        "seg_token_id": SEG_TOKEN,
+    }
+    return {field: int(tokenizer.convert_tokens_to_ids(token)) for field, token in names.items()}
+
+
+def read_preprocess(folder: Path) -> Preprocess:
+    """The `Preprocess` of a checkpoint folder.
+
+    Raises:
+        FileNotFoundError: The folder has no ``preprocess.json``: it is not an M3D checkpoint.
+    """
+    path = folder / PREPROCESS_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {PREPROCESS_NAME}: not an M3D checkpoint, or its download was cut")
+    return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+class M3DProcessor(ProcessorMixin):
+    """Prepare scans with the checkpoint's own `Preprocess` and write prompts with placeholders for them.
+
+    A prompt is ``[BOS] <im_patch> x K text``; text may say where a volume stands with one ``<im_patch>`` of its own,
+    else the volumes come first. Batches are padded on the right in training and on the left for generation.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, preprocess: Preprocess, num_image_tokens: int) -> None:
+        self.preprocess, self.num_image_tokens = preprocess, num_image_tokens
+        super().__init__(tokenizer)
+
+    def __call__(
+        self,
+        volumes: Volume | Prepared | Sequence[Volume | Prepared] | None = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        volumes_per_text: Sequence[int] | None = None,
+        padding_side: str = "left",
+        **_: Any,  # noqa: ANN401
+    ) -> BatchFeature:
+        """``input_ids`` (B, T), ``attention_mask`` (B, T) and ``pixel_values`` (V, 1, D, H, W).
+
+        ``volumes_per_text`` says how many of the volumes each text is about (one each by default).
+
+        Raises:
+            ValueError: Texts and volumes do not add up.
+        """
+        many = [] if volumes is None else [volumes] if isinstance(volumes, Volume | Prepared) else list(volumes)
+        texts = [] if text is None else [text] if isinstance(text, str) else list(text)
+        data: dict[str, torch.Tensor] = {}
+        if many:
+            data["pixel_values"] = torch.stack([self.pixels(volume) for volume in many])
+        if texts:
+            counts = list(volumes_per_text or self._default_counts(len(texts), len(many)))
+            if len(counts) != len(texts) or sum(counts) != len(many):
+                raise ValueError(f"volumes_per_text={counts} does not share {len(many)} volumes among {len(texts)} texts")
+            prompts = [self.write(words, count) for words, count in zip(texts, counts, strict=True)]
+            data |= self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side=padding_side)
+            data.pop("token_type_ids", None)
+        return BatchFeature(data)
+
+    @staticmethod
+    def _default_counts(num_texts: int, num_volumes: int) -> list[int]:
+        if num_texts == 1:
+            return [num_volumes]
+        return [1 if num_volumes else 0] * num_texts
+
+    def pixels(self, volume: Volume | Prepared) -> torch.Tensor:
+        """One scan as the model sees it: ``(1, D, H, W)`` in [0, 1]."""
+        prepared = volume if isinstance(volume, Prepared) else self.preprocess.apply(volume)
+        return torch.from_numpy(np.ascontiguousarray(prepared.array))[None]
+
+    def write(self, text: str, num_volumes: int = 1) -> str:
+        """Put the placeholders of ``num_volumes`` volumes into a prompt."""
+        block = IMAGE_TOKEN * self.num_image_tokens
+        standing = text.count(IMAGE_TOKEN)
+        if standing and standing != num_volumes:
+            raise ValueError(f"the prompt has {standing} {IMAGE_TOKEN} places for {num_volumes} volumes: {text[:80]!r}")
+        return text.replace(IMAGE_TOKEN, block) if standing else block * num_volumes + text
+
+    def batch_decode(self, ids: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
+        """Token ids to words, keeping ``[SEG]`` and boxes."""
+        texts: list[str] = self.tokenizer.batch_decode(ids, **({"skip_special_tokens": False} | kwargs))
+        return texts
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:  # noqa: ANN401
+        """Write tokenizer, ``processor_config.json`` and ``preprocess.json``."""
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(folder)
+        with atomic_path(folder / PREPROCESS_NAME) as temporary:
+            temporary.write_text(json.dumps(self.preprocess.to_dict(), indent=1), encoding="utf-8")
+        return [str(folder / PREPROCESS_NAME)]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "M3DProcessor":  # noqa: ANN401
+        """Read a checkpoint folder's tokenizer, preprocess and number of image tokens.
+
+        Raises:
+            FileNotFoundError: The folder has no ``preprocess.json``: it is not an M3D checkpoint.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        config = M3DConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return cls(tokenizer, read_preprocess(folder), config.num_image_tokens)
+
+
+AutoProcessor.register(M3DConfig, M3DProcessor)

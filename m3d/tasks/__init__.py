@@ -1,0 +1,6 @@
+"""One file a task: how it asks, how it answers and how an answer is read back."""
+
+from m3d.tasks.base import Rendered, Task, render
+from m3d.tasks.registry import TASKS
+
+__all__ = ["TASKS", "Rendered", "Task", "render"]
