@@ -1,0 +1,60 @@
+"""A model of a few thousand weights with every part, and a processor for it."""
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from data_prep.preprocess import Preprocess
+from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
+from m3d.models.processing import add_m3d_tokens
+
+GRID = (8, 16, 24)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *pre_tokenizers.ByteLevel.alphabet()])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def small_config(tokenizer: PreTrainedTokenizerFast, ids: dict[str, int], **seg: object) -> M3DConfig:
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    settings = {
+        "decoder_heads": 2,
+        "decoder_mlp_dim": 32,
+        "iou_hidden_size": 16,
+        "num_masks": 1,
+        "coordinates": "grid",
+        "upscale_norm": "channel",
+        "mask_prompt": True,
+        "detail_channels": 4,
+        "detail_filters": 8,
+    } | seg
+    return M3DConfig(
+        vision_config=M3DVisionConfig(image_size=list(GRID), patch_size=[4, 8, 8], **sizes),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes),
+        seg_config=M3DSegConfig(**settings),
+        pool_size=1,
+        **ids,
+    )
+
+
+@pytest.fixture(scope="session")
+def tokenizer_and_ids():
+    tokenizer = byte_tokenizer()
+    return tokenizer, add_m3d_tokens(tokenizer)
+
+
+@pytest.fixture
+def model(tokenizer_and_ids) -> M3DForConditionalGeneration:
+    torch.manual_seed(0)
+    return M3DForConditionalGeneration(small_config(*tokenizer_and_ids)).eval()
+
+
+@pytest.fixture
+def processor(tokenizer_and_ids, model) -> M3DProcessor:
+    return M3DProcessor(tokenizer_and_ids[0], Preprocess(grid=GRID), model.config.num_image_tokens)
