@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from data_prep.boxes import Box
 
@@ -32,9 +32,9 @@ class Frac3:
     name: str = "m3d.frac3"
     counts: Counter[str] = field(default_factory=Counter)
 
-    _block = re.compile(r"<bx_start>(.*?)(?:<bx_end>|(?=<bx_start>)|$)", re.DOTALL)
-    _bare = re.compile(r"\[([^\[\]]*)\]")
-    _number = re.compile(r"-?\d+(?:\.\d+)?")
+    _block: ClassVar = re.compile(r"<bx_start>(.*?)(?:<bx_end>|(?=<bx_start>)|$)", re.DOTALL)
+    _bare: ClassVar = re.compile(r"\[([\d\s.,;-]+)\]")
+    _number: ClassVar = re.compile(r"-?\d+(?:\.\d+)?")
 
     def encode(self, box: Box) -> str:
         """Write one normalised box.

@@ -8,6 +8,7 @@ from m3d.tasks.base import Phrases, Rendered
 from m3d.tasks.codecs import BoxCodec
 
 SEG = "[SEG]"
+_TAIL = re.compile(r"\s+(?:is|lies|at|in|within)(?:\s+(?:at|in))?$", re.IGNORECASE)
 _LEAD = re.compile(r"^(?:(?:sure|here|it|this|that|and|is|are|the|a|an|in|scan)\b[\s,:]*)+", re.IGNORECASE)
 
 
@@ -16,13 +17,18 @@ def join(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else list(parts))
 
 
-def named_masks(text: str) -> list[str]:
-    """The name before each ``[SEG]``, "" where none was said: ``the mandible [SEG] and brainstem [SEG]`` -> both."""
+def names_before(text: str, marker: str) -> list[str]:
+    """What is named just before each marker, "" where nothing is: ``the mandible [SEG] and brainstem [SEG]``."""
     names = []
-    for before in text.split(SEG)[:-1]:
-        clause = re.split(r"[.,;:!?\n]", before.strip(" ,;:.\n"))[-1].strip()
-        names.append(_LEAD.sub("", clause).strip())
+    for before in text.split(marker)[:-1]:
+        clause = re.split(r"[.,;:!?\]\n]", before.strip(" ,;:.\n"))[-1].strip()
+        names.append(_TAIL.sub("", _LEAD.sub("", clause)).strip())
     return names
+
+
+def named_masks(text: str) -> list[str]:
+    """The name of each mask that an answer draws, in order."""
+    return names_before(text, SEG)
 
 
 class Segment:
