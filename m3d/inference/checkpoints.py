@@ -1,0 +1,39 @@
+"""What a checkpoint folder is and where the bundled ones are; nothing here imports torch."""
+
+import json
+from importlib import resources
+from pathlib import Path
+
+NEEDED = ("config.json", "preprocess.json", "tokenizer.json")
+
+
+def bundled() -> list[str]:
+    """The models that ship in the package."""
+    root = resources.files("m3d") / "bundled"
+    return sorted(entry.name for entry in root.iterdir() if entry.is_dir()) if root.is_dir() else []
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The folder of a bundled model's name or of a path, checked to be an M3D checkpoint.
+
+    Raises:
+        FileNotFoundError: No such model or folder, or a file of it is missing.
+        ValueError: The folder holds a checkpoint of another architecture.
+    """
+    if str(name_or_path) in bundled():
+        folder = Path(str(resources.files("m3d") / "bundled" / str(name_or_path)))
+    else:
+        folder = Path(name_or_path)
+    if not folder.is_dir():
+        known = ", ".join(bundled()) or "none"
+        raise FileNotFoundError(f"no model {str(name_or_path)!r}: neither a checkpoint folder nor bundled ({known})")
+    config = folder / "config.json"
+    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    if kind not in (None, "m3d"):
+        raise ValueError(f"{folder} holds a {kind!r} model; an 'm3d' checkpoint is needed")
+    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    if not list(folder.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    if missing:
+        raise FileNotFoundError(f"{folder} is not a whole M3D checkpoint: {', '.join(missing)} missing")
+    return folder

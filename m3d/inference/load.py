@@ -1,0 +1,100 @@
+"""Find a checkpoint, check that it is one of ours and whole, and load it."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from data_prep.read import read_volume
+from data_prep.volume import Volume
+from m3d.inference.checkpoints import resolve
+from m3d.inference.scan import Scan
+from m3d.models import M3DForConditionalGeneration, M3DProcessor
+
+log = logging.getLogger(__name__)
+
+__all__ = ["M3D", "load"]
+
+
+@dataclass(frozen=True)
+class M3D:
+    """A loaded model; `look` at a scan, then ask the `Scan`."""
+
+    id: str
+    model: M3DForConditionalGeneration
+    processor: M3DProcessor
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        device: torch.device = self.model.device
+        return device
+
+    def look(
+        self,
+        scan: str | Path | Volume,
+        *,
+        series: str | None = None,
+        spacing: tuple[float, float, float] | None = None,
+    ) -> Scan:
+        """Read and encode a scan once, so that it can be asked as often as you like.
+
+        ``series`` picks one SeriesInstanceUID of a DICOM folder that holds several; ``spacing`` (mm along D, H, W) is
+        needed for ``.npy``.
+
+        Raises:
+            FileNotFoundError, BadScan: The file is missing, broken or not a 3D scan; the message says what to do.
+        """
+        path = None if isinstance(scan, Volume) else Path(scan)
+        volume = scan if isinstance(scan, Volume) else read_volume(Path(scan), series=series, spacing=spacing)
+        began = time.monotonic()
+        seen = Scan.of(self.id, self.model, self.processor, volume, path)
+        log.info("looked at %s in %.1f s", "the volume" if path is None else path.name, time.monotonic() - began)
+        return seen
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: The device is not available here.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    if not available.get(name.split(":")[0], False):
+        usable = ", ".join(kind for kind, there in available.items() if there)
+        raise ValueError(f"device {name!r} is not available here; use one of: auto, {usable}")
+    return torch.device(name)
+
+
+def load(
+    name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: torch.dtype | None = None
+) -> M3D:
+    """Load a bundled model by name or a checkpoint folder, on ``device``, in ``dtype``.
+
+    Without ``dtype`` the weights are float32 on the CPU and MPS, bfloat16 on CUDA.
+
+    Raises:
+        FileNotFoundError: There is no such model or folder, or a file of it is missing.
+        ValueError: The folder holds another architecture, or its weights are cut or do not fit its config.
+    """
+    folder, where = resolve(name_or_path), pick_device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    try:
+        model, info = M3DForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: the weights cannot be read ({error}); was the download cut? Fetch them again") from None
+    wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    wrong = {kind: keys for kind, keys in wrong.items() if keys}
+    if wrong:
+        what = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}" for kind, keys in wrong.items())
+        raise ValueError(f"{folder}: the weights do not fit config.json ({what}); they belong to another model")
+    log.warning("%s: for research, not for clinical use", folder.name)
+    return M3D(folder.name, model.to(where).eval(), M3DProcessor.from_pretrained(folder))

@@ -1,0 +1,308 @@
+"""Scan: look once, ask often. The volume is encoded once and the language model's cache of it is kept."""
+
+# M = masks, E = language width, (D, H, W) = the prepared grid
+
+import copy
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data_prep.boxes import Box, to_mm, to_voxel
+from data_prep.preprocess import Prepared
+from data_prep.volume import Volume
+from m3d.inference.results import FoundBox, FoundMask, Result
+from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
+from m3d.models.processing import BOX_START
+from m3d.models.seg_token import find_seg_tokens
+from m3d.tasks.base import Phrases
+from m3d.tasks.codecs import Frac3
+from m3d.tasks.segmentation import named_masks, names_before
+from segvol_head import Prompts
+
+MAX_NEW_TOKENS = 192
+Point = tuple[tuple[float, float, float], int]
+
+
+class NoMask(ValueError):
+    """The model was asked to draw and answered without ``[SEG]``."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An answer: its words, and for each ``[SEG]`` in them what it tells the mask head, ``(M, C)``."""
+
+    text: str
+    prompts: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One volume, already looked at; every method returns a `Result` on the scan's own grid."""
+
+    model_id: str
+    model: M3DForConditionalGeneration
+    processor: M3DProcessor
+    prepared: Prepared
+    features: M3DVolumeFeatures
+    prefix: Any
+    path: Path | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model_id: str,
+        model: M3DForConditionalGeneration,
+        processor: M3DProcessor,
+        volume: Volume,
+        path: Path | None = None,
+    ) -> "Scan":
+        """Prepare and encode a volume, and let the language model read it once."""
+        prepared = processor.preprocess.apply(volume)
+        features, prefix = _encode(model, processor, processor.pixels(prepared))
+        return cls(model_id, model, processor, prepared, features, prefix, path)
+
+    def blinded(self) -> "Scan":
+        """The same scan to the same model with every voxel zero: what it says without looking, for honest comparison."""
+        pixels = torch.zeros(1, *self.prepared.shape)
+        features, prefix = _encode(self.model, self.processor, pixels)
+        return replace(self, model_id=f"{self.model_id} (blind)", features=features, prefix=prefix)
+
+    @property
+    def volume(self) -> Volume:
+        """The scan as it was read."""
+        return self.prepared.source
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the answers should know of how the scan was prepared."""
+        return self.prepared.warnings
+
+    def ask(self, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Result:
+        """Ask anything; boxes and masks that the answer speaks of come with it.
+
+        Raises:
+            ValueError: The question is empty.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty")
+        return self._answer("ask", question.strip(), max_new_tokens)
+
+    def report(self, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Result:
+        """Write the scan's report."""
+        return self._answer("report", Phrases()("report", "prompt"), max_new_tokens)
+
+    def locate(self, name: str) -> Result:
+        """Find a structure: its box in voxels of the scan and in mm, or the answer that it is not there."""
+        prompt = Phrases()("rec.box3d", "prompt", name=_named(name))
+        return self._answer("locate", prompt, MAX_NEW_TOKENS, _named(name))
+
+    def segment(
+        self, name: str | None = None, *, points: Sequence[Point] | None = None, box: Box | None = None
+    ) -> Result:
+        """Draw a structure by name, by points and a box in voxels of the scan, or by both together.
+
+        A point is ``((d, h, w), label)``, label 1 inside and 0 outside the structure.
+
+        Raises:
+            NoMask: The model answered the name without drawing.
+            ValueError: Nothing was asked for, or a point or box lies outside the scan.
+        """
+        began = time.monotonic()
+        geometry = self._geometry(points or [], box)
+        if name is None and geometry is None:
+            raise ValueError("say what to segment: a name, points, a box, or several of them")
+        if name is None:
+            masks, notes = self._draw([_label(points, box)], None, geometry)
+            return self._result("segment", "", "", (), masks, notes, began)
+        prompt = Phrases()("seg.sem", "prompt", names=f"the {_named(name)}")
+        spoken = self._speak(prompt, MAX_NEW_TOKENS)
+        if spoken.prompts is None:
+            raise NoMask(f"no mask of {name!r}: the model answered {spoken.text!r} without [SEG]")
+        names = named_masks(spoken.text)
+        said = [other for other in names if other.lower() != name.strip().lower()]
+        masks, notes = self._draw(names, spoken.prompts, geometry)
+        if said:
+            notes = (*notes, f"asked for {name!r}, the model drew {', '.join(map(repr, said))}")
+        return self._result("segment", prompt, spoken.text, (), masks, notes, began)
+
+    # -- talking --------------------------------------------------------------------------------------------------
+
+    def _answer(self, task: str, prompt: str, max_new_tokens: int, name: str | None = None) -> Result:
+        began = time.monotonic()
+        spoken = self._speak(prompt, max_new_tokens)
+        masks, notes = self._draw(named_masks(spoken.text), spoken.prompts, None)
+        codec = Frac3()
+        found = codec.decode(spoken.text)
+        names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
+        boxes = tuple(self._box(box, said) for box, said in itertools.zip_longest(found, names[: len(found)], fillvalue=""))
+        if codec.counts["unparsed"]:
+            notes = (*notes, f"{codec.counts['unparsed']} boxes of the answer could not be read")
+        return self._result(task, prompt, spoken.text, boxes, masks, notes, began)
+
+    @torch.inference_mode()
+    def _speak(self, prompt: str, max_new_tokens: int) -> Spoken:
+        model, tokenizer = self.model, self.processor.tokenizer
+        encoded = tokenizer(self.processor.write(prompt), return_tensors="pt")
+        ids = encoded["input_ids"].to(model.device)
+        sequence = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=copy.deepcopy(self.prefix),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        answer = sequence[0, ids.shape[1] :].tolist()
+        text = _words(self.processor, answer)
+        if model.seg_head is None or model.config.seg_token_id not in answer:
+            return Spoken(text, None)
+        read = self.prefix.get_seq_length()
+        rest = sequence[:, read:]
+        out = model(
+            input_ids=rest, past_key_values=copy.deepcopy(self.prefix), output_hidden_states=True, logits_to_keep=1
+        )
+        said = rest.clone()
+        said[:, : ids.shape[1] - read] = -1  # a [SEG] that the user typed draws nothing
+        where = find_seg_tokens(said, model.config.seg_token_id)
+        return Spoken(text, model.seg_prompts(out.hidden_states[-1], where))
+
+    # -- drawing --------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def _draw(
+        self, names: Sequence[str], text: Tensor | None, geometry: Prompts | None
+    ) -> tuple[tuple[FoundMask, ...], tuple[str, ...]]:
+        count = len(text) if text is not None else int(geometry is not None)
+        if not count:
+            return (), ()
+        owner = torch.zeros(count, dtype=torch.long, device=self.model.device)
+        if geometry is not None:
+            geometry = geometry[owner].to(self.model.device)
+        logits = self.model.draw(self.features, text=text, volume_index=owner, prompts=geometry)
+        masks, notes = [], []
+        for number, name in enumerate(names):
+            mask = self._mask(name or f"mask {number + 1}", logits[number, 0].float().cpu().numpy())
+            masks.append(mask)
+            if not mask.array.any():
+                notes.append(f"the mask of {mask.name!r} is empty: the model sees none of it")
+        return tuple(masks), tuple(notes)
+
+    def _mask(self, name: str, logits: npt.NDArray[np.float32]) -> FoundMask:
+        """Bring logits, not a mask, back to the scan: the edge is then found at the scan's own resolution."""
+        on_scan = self.prepared.to_scan(logits, order=1, fill=-30.0)
+        inside = on_scan > 0
+        probability = 1 / (1 + np.exp(-on_scan[inside] if inside.any() else -on_scan.max()))
+        return FoundMask(
+            name=name,
+            array=inside,
+            score=float(probability.mean()),
+            volume_ml=float(inside.sum() * self.volume.voxel_ml),
+        )
+
+    # -- geometry -------------------------------------------------------------------------------------------------
+
+    def _geometry(self, points: Sequence[Point], box: Box | None) -> Prompts | None:
+        shape = np.array(self.volume.shape)
+        for at, label in points:
+            if label not in (0, 1):
+                raise ValueError(f"a point's label is 1 (inside) or 0 (outside), got {label}")
+            if (np.array(at) < -0.5).any() or (np.array(at) > shape - 0.5).any():
+                raise ValueError(f"point {tuple(at)} lies outside the scan, whose voxels are {tuple(shape.tolist())}")
+        grid = np.array(self.prepared.shape) - 1.0
+        given: dict[str, Tensor] = {}
+        if points:
+            on_grid = np.clip(self.prepared.points_to_grid([at for at, _ in points]), 0, grid)
+            given["points"] = torch.from_numpy(on_grid).float()[None]
+            given["point_labels"] = torch.tensor([[float(label) for _, label in points]])
+        if box is not None:
+            given["boxes"] = torch.from_numpy(self._corners(box, grid)).float()[None]
+        return Prompts(**given) if given else None
+
+    def _corners(self, box: Box, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """A half-open voxel box of the scan as the inclusive corners that the head was trained with."""
+        lo, hi = np.array(box.lo), np.array(box.hi)
+        if box.frame != "voxel" or (lo >= hi).any() or (lo < 0).any() or (hi > np.array(self.volume.shape)).any():
+            raise ValueError(
+                f"box {tuple(box.lo)} to {tuple(box.hi)} ({box.frame}) must have lo < hi and lie in the scan, "
+                f"whose voxels are {self.volume.shape}"
+            )
+        on_grid = self.prepared.box_to_grid(box)
+        first = np.clip(np.round(np.array(on_grid.lo)), 0, grid)
+        last = np.clip(np.round(np.array(on_grid.hi)) - 1, first, grid)
+        return np.concatenate([first, last])
+
+    def _box(self, box: Box, name: str) -> FoundBox:
+        """A normalised box of the grid, clipped to the scan's voxels."""
+        on_scan = self.prepared.box_to_scan(to_voxel(box, self.prepared.shape))
+        lo = [float(min(max(side, 0), limit)) for side, limit in zip(on_scan.lo, self.volume.shape, strict=True)]
+        hi = [float(min(max(side, 0), limit)) for side, limit in zip(on_scan.hi, self.volume.shape, strict=True)]
+        voxel = replace(on_scan, lo=tuple(lo), hi=tuple(hi))
+        return FoundBox(name=name, voxel=voxel, mm=to_mm(voxel, self.volume.affine))
+
+    def _result(
+        self,
+        task: str,
+        prompt: str,
+        text: str,
+        boxes: tuple[FoundBox, ...],
+        masks: tuple[FoundMask, ...],
+        notes: tuple[str, ...],
+        began: float,
+    ) -> Result:
+        return Result(
+            task=task,
+            prompt=prompt,
+            text=text,
+            boxes=boxes,
+            masks=masks,
+            volume=self.volume,
+            scan_path=self.path,
+            model_id=self.model_id,
+            preprocess=self.processor.preprocess.to_dict(),
+            warnings=(*self.warnings, *notes),
+            seconds=time.monotonic() - began,
+        )
+
+
+@torch.inference_mode()
+def _encode(
+    model: M3DForConditionalGeneration, processor: M3DProcessor, pixels: Tensor
+) -> tuple[M3DVolumeFeatures, Any]:
+    """Features of one volume ``(1, D, H, W)``, and the language model's cache after reading them."""
+    features = model.get_image_features(pixels[None].to(model.device))
+    ids = _prefix_ids(model, processor)
+    out = model(input_ids=ids, mm_encoder_outputs={"image": features}, use_cache=True, logits_to_keep=1)
+    return features, out.past_key_values
+
+
+def _prefix_ids(model: M3DForConditionalGeneration, processor: M3DProcessor) -> Tensor:
+    """The tokens that every prompt about one volume begins with: BOS, where the tokenizer has one, and the volume."""
+    ids = processor.tokenizer(processor.write(""), return_tensors="pt")["input_ids"][0]
+    last = int((ids == model.config.image_token_id).nonzero()[-1])
+    prefix: Tensor = ids[None, : last + 1].to(model.device)
+    return prefix
+
+
+def _words(processor: M3DProcessor, answer: list[int]) -> str:
+    tokenizer = processor.tokenizer
+    silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return processor.batch_decode([[token for token in answer if token not in silent]])[0].strip()
+
+
+def _named(name: str) -> str:
+    if not name.strip():
+        raise ValueError("the name is empty; name a structure, such as 'mandible'")
+    return name.strip()
+
+
+def _label(points: Sequence[Point] | None, box: Box | None) -> str:
+    return "prompted by " + " and ".join(kind for kind, given in (("points", points), ("box", box)) if given)

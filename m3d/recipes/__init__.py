@@ -1,0 +1,1 @@
+"""One recipe a stage, each short enough to read beside the paper."""

@@ -1,0 +1,1 @@
+"""Training: prepared cases, batches that share a volume, losses by name, one loop."""

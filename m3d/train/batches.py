@@ -1,0 +1,151 @@
+"""Batches around volumes: several exchanges about each volume share its one encoding.
+
+Texts are rendered after augmentation, so boxes and masks are those of the picture that is shown.
+"""
+
+# B = exchanges, T = tokens, V = volumes, M = [SEG] tokens of all exchanges in reading order
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from data_prep.boxes import box_of_mask, to_norm
+from data_prep.record import Record
+from m3d.models.processing import M3DProcessor
+from m3d.tasks import TASKS, Rendered, render
+from m3d.tasks.codecs import BoxCodec
+from m3d.train.augment import Augment
+from m3d.train.cases import PreparedCase
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``labels`` is -100 outside answers; ``masks`` (M, 1, D, H, W) bool, ``mask_volume`` (M,) their volumes."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    pixel_values: Tensor
+    volume_index: Tensor
+    masks: Tensor
+    mask_volume: Tensor
+    ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Move every tensor."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved)
+
+
+def encode_exchange(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids and labels of ``prompt answer EOS``; only the answer and EOS are learned.
+
+    Prompt and answer are tokenised together, as they will stand, and told apart by their character offsets.
+    """
+    encoded = tokenizer(f"{prompt} {answer}", return_offsets_mapping=True)
+    ids: list[int] = [*encoded["input_ids"], tokenizer.eos_token_id]
+    learned = [end > len(prompt) for _, end in encoded["offset_mapping"]] + [True]
+    return ids, [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
+
+
+def choose(records: Sequence[Record], weights: dict[str, float], count: int, rng: random.Random) -> list[Record]:
+    """Draw exchanges: a task by its weight first, then one of its records."""
+    by_task: dict[str, list[Record]] = {}
+    for record in records:
+        by_task.setdefault(record.task, []).append(record)
+    tasks = [task for task in by_task if weights.get(task, 0) > 0]
+    return [rng.choice(by_task[task]) for task in rng.choices(tasks, [weights[task] for task in tasks], k=count)]
+
+
+def narrow(record: Record, rng: random.Random, most: int = 3) -> Record:
+    """Ask for some of a segmentation record's masks, in any order."""
+    masks = list(record.target.get("masks", ()))
+    if record.task != "seg.sem" or not masks:
+        return record
+    some = rng.sample(masks, k=rng.randint(1, min(most, len(masks))))
+    return replace(record, slots={"objects": [mask["name"] for mask in some]}, target={"masks": some})
+
+
+def place(record: Record, case: PreparedCase, labels: Tensor) -> Record | None:
+    """Give a record the geometry of the picture; None where what it speaks of has left the picture."""
+    for mask in record.target.get("masks", ()):
+        if not (labels == case.label_of(mask["name"])).any():
+            return None
+    if not record.target.get("boxes"):
+        return record
+    boxes = []
+    for box in record.target["boxes"]:
+        mask = (labels == case.label_of(box.name)).numpy()
+        if not mask.any():
+            return None
+        boxes.append(to_norm(box_of_mask(mask, box.name), mask.shape))
+    return replace(record, target={**record.target, "boxes": boxes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """Draw training batches of ``volumes`` cases with ``exchanges`` records each; seeded by step, so a step repeats."""
+
+    cases: Sequence[PreparedCase]
+    processor: M3DProcessor
+    codec: BoxCodec
+    weights: dict[str, float]
+    augment: Augment | None = None
+    volumes: int = 1
+    exchanges: int = 6
+    seed: int = 0
+
+    def draw(self, step: int) -> Batch:
+        """The batch of a step."""
+        rng = random.Random(f"{self.seed}/{step}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(63))
+        images, rows, masks, mask_volume, ids = [], [], [], [], []
+        for number, case in enumerate(rng.sample(list(self.cases), self.volumes)):
+            image, labels = case.tensors()
+            if self.augment is not None:
+                image, labels = self.augment(image, labels, case.spacing, generator)
+            images.append(image[None])
+            for record in choose(case.records, self.weights, self.exchanges, rng):
+                shown = place(narrow(record, rng), case, labels)
+                if shown is None:
+                    continue
+                said = render(TASKS, shown, codec=self.codec, rng=rng)
+                rows.append((number, said))
+                masks += [(labels == case.label_of(name))[None] for name in said.masks]
+                mask_volume += [number] * len(said.masks)
+                ids.append(record.id)
+        return self._collate(torch.stack(images), rows, masks, mask_volume, ids)
+
+    def _collate(
+        self,
+        pixel_values: Tensor,
+        rows: list[tuple[int, Rendered]],
+        masks: list[Tensor],
+        mask_volume: list[int],
+        ids: list[str],
+    ) -> Batch:
+        tokenizer = self.processor.tokenizer
+        encoded = [encode_exchange(tokenizer, self.processor.write(said.prompt), said.answer) for _, said in rows]
+        length = max(len(tokens) for tokens, _ in encoded)
+        input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
+        labels, attention = torch.full_like(input_ids, IGNORED), torch.zeros_like(input_ids)
+        for row, (tokens, learned) in enumerate(encoded):
+            input_ids[row, : len(tokens)] = torch.tensor(tokens)
+            labels[row, : len(tokens)] = torch.tensor(learned)
+            attention[row, : len(tokens)] = 1
+        return Batch(
+            input_ids=input_ids,
+            attention_mask=attention,
+            labels=labels,
+            pixel_values=pixel_values,
+            volume_index=torch.tensor([number for number, _ in rows]),
+            masks=torch.stack(masks) if masks else torch.zeros(0, *pixel_values.shape[1:], dtype=torch.bool),
+            mask_volume=torch.tensor(mask_volume, dtype=torch.long),
+            ids=tuple(ids),
+        )
