@@ -109,12 +109,15 @@ class M3DOutput(ModelOutput):
 
 
 def _init_as_torch_does(layer: nn.Module) -> None:
-    """Embeddings N(0, 1) and convolutions Kaiming-uniform, as in SAM and MONAI; Hugging Face's 0.02 starves them."""
+    """Embeddings N(0, 1), linear layers and convolutions Kaiming-uniform, as in SAM and MONAI.
+
+    With Hugging Face's 0.02 a chain of three layers hands on a fiftieth of its input, and masks start as a constant.
+    """
     if isinstance(layer, nn.Embedding):
         init.normal_(layer.weight)
     elif isinstance(layer, RandomFourierPosition):
         init.normal_(layer.positional_encoding_gaussian_matrix)
-    elif isinstance(layer, nn.Conv3d | nn.ConvTranspose3d):
+    elif isinstance(layer, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
         init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
         if layer.bias is not None:
             init.zeros_(layer.bias)
@@ -143,7 +146,7 @@ class M3DPreTrainedModel(PreTrainedModel):
             if module.cls_token is not None:
                 init.zeros_(module.cls_token)
         elif isinstance(module, SegVol):  # called after its parts: SAM's own ways where they differ from HF's
-            for part in (module.prompt_encoder, module.mask_decoder, module.detail):
+            for part in (module.prompt_encoder, module.mask_decoder, module.detail, module.detail_hyper):
                 for layer in part.modules() if part is not None else ():
                     _init_as_torch_does(layer)
         else:

@@ -1,4 +1,9 @@
-"""A model of a few thousand weights with every part, and a processor for it."""
+"""What all tests share: where real data may be found, and a model of a few thousand weights with every part."""
+
+import os
+from pathlib import Path
+
+import m3d  # first, for its torchvision remedy
 
 import pytest
 import torch
@@ -9,7 +14,20 @@ from data_prep.preprocess import Preprocess
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
 from m3d.models.processing import add_m3d_tokens
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
 GRID = (8, 16, 24)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real public CTs beside the checkout; tests that want it skip where it is not."""
+    assert m3d.__file__ is not None
+    beside = Path(__file__).parents[2] / "shared"
+    folder = Path(os.environ.get("M3D_SHARED", beside))
+    if not (folder / "data").is_dir():
+        pytest.skip("real CTs are not here: set M3D_SHARED to a folder that holds data/openkbp")
+    return folder
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,112 @@
+"""Recipes as YAML: typed by a dataclass, checked whole before anything is loaded, overridden by dotted keys."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+
+def lookup(registry: Mapping[str, T], name: str) -> T:
+    """The entry of a registry.
+
+    Raises:
+        KeyError: There is none of that name; the message has the closest one.
+    """
+    if name not in registry:
+        raise KeyError(f"unknown name {name!r}; {hint(name, registry)}")
+    return registry[name]
+
+
+def hint(name: str, known: Collection[str]) -> str:
+    """``did you mean ...?``, or what there is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def config_root() -> Path:
+    """The folder of the shipped YAML and DeepSpeed files."""
+    root = resources.files("m3d")
+    shipped = Path(str(root / "configs"))
+    return shipped if shipped.is_dir() else Path(str(root)).parent / "configs"  # an editable install
+
+
+def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read a YAML file into a frozen dataclass; ``overrides`` are ``dotted.key=value`` with YAML values.
+
+    ``extends: other.yaml`` in a file takes that file, beside it, first.
+
+    Raises:
+        FileNotFoundError: The file, or one that it extends, is not there.
+        ValueError: A key is unknown, a value has the wrong type, or an override is no ``key=value``.
+    """
+    values = _read(Path(path))
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise ValueError(f"override {override!r} is no key=value, such as optim.lr=1e-4")
+        _set(values, key.split("."), yaml.safe_load(value))
+    _check_keys(schema, values, str(path))
+    try:
+        return TypeAdapter(schema).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {where}={first['input']!r}: {first['msg']}") from None
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config; shipped ones are in {config_root()}")
+    if path.resolve() in seen:
+        raise ValueError(f"{path} extends itself: {' -> '.join(str(p.name) for p in (*seen, path))}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(values).__name__}")
+    base = values.pop("extends", None)
+    return _merge(_read(path.parent / base, (*seen, path.resolve())), values) if base else values
+
+
+def _merge(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"override {'.'.join(keys)}: {key!r} is a value, not a group")
+    values[keys[-1]] = value
+
+
+def _check_keys(schema: Any, values: object, where: str) -> None:  # noqa: ANN401
+    schema = _dataclass_in(schema)
+    if schema is None or not isinstance(values, dict):
+        return
+    fields = typing.get_type_hints(schema)
+    names = [field.name for field in dataclasses.fields(schema)]
+    for key, value in values.items():
+        if key not in names:
+            raise ValueError(f"{where}: unknown key {key!r}; {hint(str(key), names)}")
+        _check_keys(fields[key], value, f"{where}: {key}")
+
+
+def _dataclass_in(kind: Any) -> Any:  # noqa: ANN401
+    """A dataclass, also out of ``X | None``."""
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return next((option for option in options if dataclasses.is_dataclass(option)), None)

@@ -1,0 +1,76 @@
+"""Typed YAML: what is wrong is said before anything is loaded."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from m3d.config import config_root, load_config, lookup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    name: str
+    steps: int = 10
+    kind: Literal["adam", "sgd"] = "adam"
+    data: str | None = None
+    optim: Optim = field(default_factory=Optim)
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_values_extends_and_overrides(tmp_path):
+    write(tmp_path, "base.yaml", "name: base\noptim: {lr: 0.1, betas: [0.5, 0.6]}\nweights: {seg.sem: 2}")
+    path = write(tmp_path, "run.yaml", "extends: base.yaml\nname: run\noptim: {lr: 1e-2}")
+    recipe = load_config(Recipe, path, ["steps=7", "optim.betas=[0.1, 0.2]", "data=~"])
+    assert recipe == Recipe(
+        name="run", steps=7, optim=Optim(lr=0.01, betas=(0.1, 0.2)), weights={"seg.sem": 2.0}, data=None
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        ("name: x\nstep: 3", [], "unknown key 'step'; did you mean 'steps'?"),
+        ("name: x", ["optim.rl=3"], "optim: unknown key 'rl'; did you mean 'lr'?"),
+        ("name: x\nsteps: many", [], "steps='many'"),
+        ("name: x\nkind: adamw", [], "kind='adamw'"),
+        ("name: x", ["steps"], "is no key=value"),
+        ("steps: 3", [], "name"),
+        ("- 1", [], "must hold keys and values"),
+        ("name: [", [], "is not YAML"),
+        ("extends: run.yaml", [], "extends itself"),
+        ("extends: gone.yaml", [], "gone.yaml: no such config"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, text, overrides, said):
+    path = write(tmp_path, "run.yaml", text)
+    with pytest.raises((ValueError, FileNotFoundError), match=said.replace("?", r"\?")):
+        load_config(Recipe, path, overrides)
+
+
+def test_lookup_suggests():
+    with pytest.raises(KeyError, match="did you mean 'report'"):
+        lookup({"report": 1, "reg": 2}, "reprot")
+
+
+@pytest.mark.parametrize("path", sorted(config_root().rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_builds(path):
+    from m3d.recipes.tiny import TinyConfig
+
+    schemas = {"tiny": TinyConfig}
+    assert load_config(schemas[path.stem], path).__class__ is schemas[path.stem]
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,0 +1,108 @@
+"""Batches around volumes: texts, masks and boxes are those of the picture that is shown."""
+
+import random
+
+import pytest
+import torch
+
+from data_prep.boxes import box_of_mask, to_norm
+from data_prep.phantoms import head_neck
+from data_prep.preprocess import Foreground, Preprocess, Window
+from m3d.recipes.tiny import train_tokenizer
+from m3d.models import M3DProcessor
+from m3d.models.processing import add_m3d_tokens
+from m3d.tasks.codecs import Frac3
+from m3d.train.augment import Augment
+from m3d.train.batches import Batches, encode_exchange, narrow, place
+from m3d.train.cases import prepare
+
+WEIGHTS = {"report": 1, "vqa.closed": 1, "vqa.open": 1, "rec.box3d": 1, "reg": 1, "seg.sem": 2}
+
+
+@pytest.fixture(scope="module")
+def case():
+    preprocess = Preprocess(
+        grid=(32, 32, 48), spacing=(10, 8.4, 10), intensity=Window(-200, 400), crop=Foreground(above=-400)
+    )
+    phantom = head_neck(1, shape=(64, 64, 64), spacing=(8, 8, 4), without=["larynx"])
+    return prepare(phantom, preprocess), preprocess
+
+
+@pytest.fixture(scope="module")
+def batches(case):
+    tokenizer = train_tokenizer([case[0]], 600)
+    add_m3d_tokens(tokenizer)
+    processor = M3DProcessor(tokenizer, case[1], num_image_tokens=12)
+    return Batches(
+        cases=[case[0]], processor=processor, codec=Frac3(), weights=WEIGHTS, augment=Augment(), exchanges=10, seed=3
+    )
+
+
+def said(batches, row: torch.Tensor) -> str:
+    return batches.processor.tokenizer.decode(row[row >= 0].tolist())
+
+
+def test_only_answers_are_learned(batches):
+    tokenizer = batches.processor.tokenizer
+    ids, labels = encode_exchange(tokenizer, "Where is the mandible?", "There is no mandible in this scan.")
+    learned = [label for label in labels if label != -100]
+    assert tokenizer.decode(learned) == " There is no mandible in this scan.</s>"
+    assert tokenizer.decode(ids) == "<s>Where is the mandible? There is no mandible in this scan.</s>"
+
+
+def test_a_step_repeats_and_steps_differ(batches):
+    first, again, other = batches.draw(5), batches.draw(5), batches.draw(6)
+    assert torch.equal(first.input_ids, again.input_ids)
+    assert torch.equal(first.pixel_values, again.pixel_values)
+    assert not torch.equal(first.pixel_values, other.pixel_values)
+
+
+def test_every_seg_has_its_mask(batches, case):
+    seg = batches.processor.tokenizer.convert_tokens_to_ids("[SEG]")
+    for step in range(5):
+        batch = batches.draw(step)
+        count = int((batch.input_ids == seg).sum())
+        assert batch.masks.shape == (count, 1, 32, 32, 48)
+        assert len(batch.mask_volume) == count
+        assert batch.masks.flatten(1).any(dim=1).all()
+        assert len(batch.volume_index) == len(batch.input_ids) == len(batch.ids)
+
+
+def test_boxes_in_the_text_are_those_of_the_moved_picture(case):
+    prepared, _ = case
+    image, labels = prepared.tensors()
+    moved_image, moved = Augment(probability=1.0)(image, labels, prepared.spacing, torch.Generator().manual_seed(1))
+    assert not torch.equal(moved, labels)
+    record = next(r for r in prepared.records if r.task == "rec.box3d" and r.slots["object"] == "mandible")
+    placed = place(record, prepared, moved)
+    expected = to_norm(box_of_mask((moved == 7).numpy(), "mandible"), moved.shape)
+    assert placed.target["boxes"] == [expected]
+    bone = moved_image[moved == 7].mean()
+    assert bone > moved_image[moved == 3].mean()  # picture and labels moved together: the mandible is still bone
+
+
+def test_augmentation_keeps_volumes_and_sides(case):
+    prepared, _ = case
+    image, labels = prepared.tensors()
+    for seed in range(5):
+        _, moved = Augment(probability=1.0)(image, labels, prepared.spacing, torch.Generator().manual_seed(seed))
+        for value in (3, 4, 7):
+            before, after = int((labels == value).sum()), int((moved == value).sum())
+            assert abs(after - before) <= max(4, 0.25 * before)
+        centre = {value: float((moved == value).nonzero()[:, 2].float().mean()) for value in (3, 4)}
+        assert centre[4] > centre[3]  # W grows to the patient's left
+
+
+def test_absence_is_said_only_where_it_is_certain(case):
+    prepared, _ = case
+    absent = [r for r in prepared.records if r.task == "seg.sem" and not r.target["masks"]]
+    assert [r.slots["objects"] for r in absent] == [["larynx"]]
+    assert all(r.meta["derivation"] for r in prepared.records)
+
+
+def test_narrow_keeps_at_most_three_and_their_order_in_the_text(case):
+    prepared, _ = case
+    record = next(r for r in prepared.records if r.task == "seg.sem" and r.target["masks"])
+    some = narrow(record, random.Random(0))
+    assert 1 <= len(some.target["masks"]) <= 3
+    assert some.slots["objects"] == [mask["name"] for mask in some.target["masks"]]
