@@ -2,14 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# uv is fast but does not look where pip is told to look for wheels; tell it too.
-export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
-EXTRA_USE :=
-EXTRA_DEV := [dev]
-install = $(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet uv || true; \
-	if $(BIN)/python -m uv --version >/dev/null 2>&1; \
-	then $(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".$(1)"; \
-	else $(BIN)/python -m pip install --quiet -c constraints.txt -e ".$(1)"; fi
+DECLARED := setup.cfg pyproject.toml constraints.txt
+# Without bytecode every command would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+# uv takes seconds where pip takes minutes; it is told where pip has been told to look for wheels.
+define install
+	@echo "installing into $(VENV), a few minutes the first time"
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv 2>/dev/null || true
+	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
+		wheels="$${PIP_FIND_LINKS:-$$($(BIN)/python -m pip config get global.find-links 2>/dev/null)}"; \
+		for folder in $$wheels; do set -- "$$@" --find-links "$$folder"; done; \
+		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python "$$@" -c constraints.txt -e "$(1)"; \
+	else \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e "$(1)"; \
+	fi
+endef
 
 .PHONY: help demo test check bench clean
 
@@ -29,20 +37,20 @@ check: $(VENV)/dev.stamp ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 bench: $(VENV)/dev.stamp ## measure speed and accuracy into benchmarks/results/
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@set -e; for script in $(sort $(wildcard benchmarks/*.py)); do echo "$$script"; $(BIN)/python $$script; done
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " \
+		+ sys.version.split()[0] + "; name one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/use.stamp: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing into $(VENV) (a few minutes the first time)"
-	@$(call install,$(EXTRA_USE))
+$(VENV)/use.stamp: $(DECLARED) | $(BIN)/python
+	$(call install,.)
 	@touch $@
 
-$(VENV)/dev.stamp: setup.cfg pyproject.toml constraints.txt | $(BIN)/python
-	@echo "installing into $(VENV) with what development needs (a few minutes the first time)"
-	@$(call install,$(EXTRA_DEV))
+$(VENV)/dev.stamp: $(DECLARED) | $(BIN)/python
+	$(call install,.[dev])
 	@touch $@ $(VENV)/use.stamp

@@ -117,7 +117,11 @@ def _geometry(case: Case, known: Mapping[str, StructureFacts]) -> Iterator[dict[
         box = fact.box
         yield {"task": "rec.box3d", "slots": {"object": name}, "target": {"boxes": [box]}}
         yield {"task": "reg", "target": {"boxes": [box]}}
-    yield {"task": "seg.sem", "slots": {"objects": list(known)}, "target": {"masks": [{"name": name} for name in known]}}
+    yield {
+        "task": "seg.sem",
+        "slots": {"objects": list(known)},
+        "target": {"masks": [{"name": name} for name in known]},
+    }
     for name in case.names.values() if case.complete else ():
         if name not in known:
             yield {"task": "rec.box3d", "slots": {"object": name}, "target": {"boxes": []}}

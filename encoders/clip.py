@@ -9,7 +9,7 @@ The towers are given, never built here. The temperature is stored as its logarit
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 

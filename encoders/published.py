@@ -1,4 +1,4 @@
-"""From the released M3D-CLIP's parameter names to ours: a pure renaming, and the leftovers of MONAI versions dropped."""
+"""From the released M3D-CLIP's parameter names to ours: a pure renaming, MONAI's leftovers dropped."""
 
 import re
 

@@ -9,7 +9,7 @@ Parameter names follow the published checkpoints, so that their weights load str
 import math
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -65,14 +65,14 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 def _check_siblings() -> None:
     """PyPI has other projects named `m3d` and `encoders`; ours come from one place or not at all."""
-    home = Path(__file__).parent.parent
+    home = Path(__file__).resolve().parent.parent
     for name in ("encoders", "segvol_head", "data_prep"):
         spec = importlib.util.find_spec(name)
-        place = Path(spec.origin).parent.parent if spec is not None and spec.origin else None
+        place = Path(spec.origin).resolve().parent.parent if spec is not None and spec.origin else None
         if place != home:
             raise ImportError(
                 f"package {name!r} should lie in {home}, but {'is missing' if place is None else f'lies in {place}'}: "
-                "another project of that name hides ours; pip uninstall it, then pip install --force-reinstall m3d-lamed"
+                "another project of that name hides ours; uninstall it, then pip install --force-reinstall m3d-lamed"
             )
 
 

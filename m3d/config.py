@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,13 +63,24 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
         raise ValueError(f"{path}: {where}={first['input']!r}: {first['msg']}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key, _ in node.value if keys.count(key.value) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice.value!r} is given twice", twice.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config; shipped ones are in {config_root()}")
     if path.resolve() in seen:
         raise ValueError(f"{path} extends itself: {' -> '.join(str(p.name) for p in (*seen, path))}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -94,19 +105,28 @@ def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
     values[keys[-1]] = value
 
 
-def _check_keys(schema: Any, values: object, where: str) -> None:  # noqa: ANN401
-    schema = _dataclass_in(schema)
-    if schema is None or not isinstance(values, dict):
-        return
-    fields = typing.get_type_hints(schema)
+def _check_keys(kind: Any, values: object, where: str) -> None:  # noqa: ANN401
+    """Refuse keys that no dataclass knows, however deep: pydantic would pass over them in silence."""
+    for option in _options(kind):
+        if isinstance(values, dict) and dataclasses.is_dataclass(option):
+            _check_fields(option, values, where)
+        elif isinstance(values, dict) and typing.get_origin(option) is dict:
+            for key, value in values.items():
+                _check_keys(typing.get_args(option)[1], value, f"{where}: {key}")
+        elif isinstance(values, list) and typing.get_origin(option) in (list, tuple):
+            for index, value in enumerate(values):
+                _check_keys(typing.get_args(option)[0], value, f"{where}: {index}")
+
+
+def _check_fields(schema: Any, values: dict[str, Any], where: str) -> None:  # noqa: ANN401
+    kinds = typing.get_type_hints(schema)
     names = [field.name for field in dataclasses.fields(schema)]
     for key, value in values.items():
         if key not in names:
             raise ValueError(f"{where}: unknown key {key!r}; {hint(str(key), names)}")
-        _check_keys(fields[key], value, f"{where}: {key}")
+        _check_keys(kinds[key], value, f"{where}: {key}")
 
 
-def _dataclass_in(kind: Any) -> Any:  # noqa: ANN401
-    """A dataclass, also out of ``X | None``."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    return next((option for option in options if dataclasses.is_dataclass(option)), None)
+def _options(kind: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    """The members of ``X | None``; what is no union is its own one member."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)

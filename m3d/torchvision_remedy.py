@@ -1,15 +1,16 @@
 """Let a CPU build of torch live beside PyPI's torchvision, whose C++ operators then cannot load.
 
-torchvision registers fake kernels for ``torchvision::nms`` and ``torchvision::qnms`` when it is imported, and fails where
-those operators do not exist; transformers, peft, timm and open_clip fail with it. Defining the two schemas is enough.
-An import hook does so at torchvision's first import, whoever asks for it, so that ``import m3d`` needs no torch.
+When imported, torchvision registers fake kernels for ``torchvision::nms`` and ``torchvision::qnms``; without these
+operators it fails, and with it transformers, peft, timm and open_clip. Defining the two schemas is enough.
+An import hook does so when torchvision is first imported, whoever asks for it, so that ``import m3d`` needs no torch.
 """
 
-import importlib.machinery
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -25,13 +26,16 @@ _libraries: list[object] = []  # a torch Library takes its operators with it whe
 
 
 class TorchvisionHook(MetaPathFinder):
-    """Apply the remedy at the first import of torchvision, then step aside."""
+    """Apply the remedy once torchvision begins to import its own modules, then step aside.
+
+    Not at ``torchvision`` itself: libraries look for its spec only to learn whether it is installed.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    ) -> ModuleSpec | None:
         """Never finds anything; the ordinary finders do."""
-        if fullname == "torchvision":
+        if fullname.startswith("torchvision."):
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
             apply()
@@ -44,16 +48,16 @@ def install() -> None:
         sys.meta_path.insert(0, TorchvisionHook())
 
 
-def apply() -> State:
+def apply() -> Literal["absent", "native", "remedied"]:
     """Define the missing schemas if torchvision is installed and its own operators cannot load."""
-    folder = _folder()
-    if folder is None:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
         return "absent"
     import torch
 
     if hasattr(torch.ops.torchvision, "nms"):
         return "remedied" if _libraries else "native"
-    if _loads(folder):
+    if _loads(Path(spec.origin).parent):
         return "native"
     library = torch.library.Library("torchvision", "DEF")
     for schema in SCHEMAS:
@@ -63,24 +67,14 @@ def apply() -> State:
 
 
 def state() -> State:
-    """What is the matter with torchvision here: for `m3d doctor`."""
-    found = apply()
-    if found == "absent":
-        return found
+    """What is the matter with torchvision here, found out by importing it: for `m3d doctor`."""
     try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):
+        found = apply()
+        if found != "absent":
+            importlib.import_module("torchvision")
+    except (ImportError, OSError, RuntimeError):
         return "broken"
     return found
-
-
-def _folder() -> Path | None:
-    hooks = [hook for hook in sys.meta_path if isinstance(hook, TorchvisionHook)]
-    for hook in hooks:  # find_spec would call us again
-        sys.meta_path.remove(hook)
-    spec = importlib.util.find_spec("torchvision")
-    sys.meta_path[:0] = hooks
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def _loads(folder: Path) -> bool:

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-import m3d  # first, for its torchvision remedy
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: so before anything that imports it
+import m3d  # isort: skip  # puts the torchvision remedy in place before transformers is imported
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from data_prep.preprocess import Preprocess
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
 from m3d.models.processing import add_m3d_tokens
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 torch.set_num_threads(2)
 GRID = (8, 16, 24)
 

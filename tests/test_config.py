@@ -15,6 +15,10 @@ class Optim:
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
 
+    def __post_init__(self):
+        if self.lr <= 0:
+            raise ValueError("lr must be positive")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -24,6 +28,8 @@ class Recipe:
     data: str | None = None
     optim: Optim = field(default_factory=Optim)
     weights: dict[str, float] = field(default_factory=dict)
+    stages: tuple[Optim, ...] = ()
+    by_name: dict[str, Optim] | None = None
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -45,7 +51,11 @@ def test_values_extends_and_overrides(tmp_path):
     ("text", "overrides", "said"),
     [
         ("name: x\nstep: 3", [], "unknown key 'step'; did you mean 'steps'?"),
-        ("name: x", ["optim.rl=3"], "optim: unknown key 'rl'; did you mean 'lr'?"),
+        ("name: x", ["optim.beta=3"], "optim: unknown key 'beta'; did you mean 'betas'?"),
+        ("name: x\nstages: [{lr: 1}, {lrs: 1}]", [], "stages: 1: unknown key 'lrs'; did you mean 'lr'?"),
+        ("name: x\nby_name: {a: {lrs: 1}}", [], "by_name: a: unknown key 'lrs'"),
+        ("name: x\nsteps: 1\nsteps: 2", [], "'steps' is given twice"),
+        ("name: x\noptim: {lr: -1}", [], "lr must be positive"),
         ("name: x\nsteps: many", [], "steps='many'"),
         ("name: x\nkind: adamw", [], "kind='adamw'"),
         ("name: x", ["steps"], "is no key=value"),
@@ -60,6 +70,13 @@ def test_what_is_wrong_is_said(tmp_path, text, overrides, said):
     path = write(tmp_path, "run.yaml", text)
     with pytest.raises((ValueError, FileNotFoundError), match=said.replace("?", r"\?")):
         load_config(Recipe, path, overrides)
+
+
+def test_deep_values_are_typed_too(tmp_path):
+    path = write(tmp_path, "run.yaml", "name: x\nstages: [{lr: 1}, {}]\nby_name: {a: {lr: 2e-4}}")
+    recipe = load_config(Recipe, path)
+    assert recipe.stages == (Optim(lr=1.0), Optim())
+    assert recipe.by_name == {"a": Optim(lr=2e-4)}
 
 
 def test_lookup_suggests():

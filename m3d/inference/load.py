@@ -71,9 +71,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load(
-    name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: torch.dtype | None = None
-) -> M3D:
+def load(name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: torch.dtype | None = None) -> M3D:
     """Load a bundled model by name or a checkpoint folder, on ``device``, in ``dtype``.
 
     Without ``dtype`` the weights are float32 on the CPU and MPS, bfloat16 on CUDA.
@@ -90,7 +88,9 @@ def load(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
     except SafetensorError as error:
-        raise ValueError(f"{folder}: the weights cannot be read ({error}); was the download cut? Fetch them again") from None
+        raise ValueError(
+            f"{folder}: the weights cannot be read ({error}); was the download cut? Fetch them again"
+        ) from None
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     wrong = {kind: keys for kind, keys in wrong.items() if keys}
     if wrong:

@@ -142,7 +142,9 @@ class Scan:
         codec = Frac3()
         found = codec.decode(spoken.text)
         names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
-        boxes = tuple(self._box(box, said) for box, said in itertools.zip_longest(found, names[: len(found)], fillvalue=""))
+        boxes = tuple(
+            self._box(box, said) for box, said in itertools.zip_longest(found, names[: len(found)], fillvalue="")
+        )
         if codec.counts["unparsed"]:
             notes = (*notes, f"{codec.counts['unparsed']} boxes of the answer could not be read")
         return self._result(task, prompt, spoken.text, boxes, masks, notes, began)

@@ -32,9 +32,9 @@ from m3d.models.seg_token import SegTokens, find_seg_tokens, mean_per_row, seg_s
 from m3d.models.splice import places_before, splice
 from segvol_head import ImageFeatures, MaskDecoder3D, PromptEncoder3D, Prompts, SegVol
 from segvol_head.detail import detail_network
-from segvol_head.norms import ChannelNorm
 from segvol_head.prompt_encoder import RandomFourierPosition
 
+OUTSIDE_LOGIT = -6.0
 NO_HEAD = "this checkpoint has no mask head (its seg_config is null); use one that draws"
 
 
@@ -85,7 +85,8 @@ def build_seg_head(config: M3DSegConfig, shared: M3DVisionConfig) -> SegVol:
 @dataclass
 class M3DVolumeFeatures(BaseModelOutputWithPooling):
     """A volume, looked at once: ``last_hidden_state`` (V, N (+1), C), ``pooler_output`` (V, K, E), and for the head
-    ``seg_tokens`` (V, C, d, h, w) and ``seg_detail`` (V, F, D, H, W)."""
+    ``seg_tokens`` (V, C, d, h, w) and ``seg_detail`` (V, F, D, H, W).
+    """
 
     seg_tokens: Tensor | None = None
     seg_detail: Tensor | None = None
@@ -108,10 +109,20 @@ class M3DOutput(ModelOutput):
     volume_features: M3DVolumeFeatures | None = None
 
 
+def _keep_own_init(head: SegVol) -> None:
+    """Mark the head's layers for `_init_as_torch_does`: transformers asks about each layer alone, without its place."""
+    own = (head.prompt_encoder, head.mask_decoder, head.detail, head.detail_hyper)
+    for layer in (layer for part in own if part is not None for layer in part.modules()):
+        layer.own_init = True
+    if head.detail_hyper is not None:
+        head.detail_hyper.layers[-1].outside_bias = True
+
+
 def _init_as_torch_does(layer: nn.Module) -> None:
     """Embeddings N(0, 1), linear layers and convolutions Kaiming-uniform, as in SAM and MONAI.
 
     With Hugging Face's 0.02 a chain of three layers hands on a fiftieth of its input, and masks start as a constant.
+    The last bias says "outside" to every voxel, for most are (the prior of RetinaNet, section 4.1).
     """
     if isinstance(layer, nn.Embedding):
         init.normal_(layer.weight)
@@ -120,8 +131,10 @@ def _init_as_torch_does(layer: nn.Module) -> None:
     elif isinstance(layer, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
         init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
         if layer.bias is not None:
-            init.zeros_(layer.bias)
-    elif isinstance(layer, ChannelNorm | nn.LayerNorm):
+            outside = torch.zeros_like(layer.bias)
+            outside[-1] = OUTSIDE_LOGIT if hasattr(layer, "outside_bias") else 0.0
+            init.copy_(layer.bias, outside)
+    elif isinstance(layer, nn.LayerNorm | nn.GroupNorm):
         init.ones_(layer.weight)
         init.zeros_(layer.bias)
 
@@ -145,10 +158,8 @@ class M3DPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ViT3D):
             if module.cls_token is not None:
                 init.zeros_(module.cls_token)
-        elif isinstance(module, SegVol):  # called after its parts: SAM's own ways where they differ from HF's
-            for part in (module.prompt_encoder, module.mask_decoder, module.detail, module.detail_hyper):
-                for layer in part.modules() if part is not None else ():
-                    _init_as_torch_does(layer)
+        elif hasattr(module, "own_init"):
+            _init_as_torch_does(module)
         else:
             super()._init_weights(module)
 
@@ -174,6 +185,7 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         self.seg_projector: nn.Module | None = None
         if isinstance(seg, M3DSegConfig):
             self.seg_head = build_seg_head(seg, vision)
+            _keep_own_init(self.seg_head)
             seg_width = seg.encoder_config.hidden_size if seg.encoder_config is not None else vision.hidden_size
             self.seg_projector = nn.Sequential(
                 nn.Linear(width, width), nn.ReLU(), nn.Linear(width, seg_width), nn.Dropout(seg.projector_dropout)

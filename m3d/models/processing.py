@@ -78,7 +78,9 @@ class M3DProcessor(ProcessorMixin):
         if texts:
             counts = list(volumes_per_text or self._default_counts(len(texts), len(many)))
             if len(counts) != len(texts) or sum(counts) != len(many):
-                raise ValueError(f"volumes_per_text={counts} does not share {len(many)} volumes among {len(texts)} texts")
+                raise ValueError(
+                    f"volumes_per_text={counts} does not share {len(many)} volumes among {len(texts)} texts"
+                )
             prompts = [self.write(words, count) for words, count in zip(texts, counts, strict=True)]
             data |= self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side=padding_side)
             data.pop("token_type_ids", None)

@@ -141,7 +141,9 @@ def train_tokenizer(cases: Sequence[PreparedCase], vocabulary: int) -> PreTraine
     )
 
 
-def build(config: TinyConfig, cases: Sequence[PreparedCase], preprocess: Preprocess) -> tuple[M3DForConditionalGeneration, M3DProcessor]:
+def build(
+    config: TinyConfig, cases: Sequence[PreparedCase], preprocess: Preprocess
+) -> tuple[M3DForConditionalGeneration, M3DProcessor]:
     """The model and its processor, from nothing."""
     tokenizer = train_tokenizer(cases, config.model.vocabulary)
     token_ids = add_m3d_tokens(tokenizer)
@@ -180,13 +182,13 @@ def build(config: TinyConfig, cases: Sequence[PreparedCase], preprocess: Preproc
         detail_filters=sizes.detail_filters,
         projector_dropout=0.0,
     )
-    model = M3DForConditionalGeneration(
-        M3DConfig(vision_config=vision, text_config=text, seg_config=seg, **token_ids)
-    )
+    model = M3DForConditionalGeneration(M3DConfig(vision_config=vision, text_config=text, seg_config=seg, **token_ids))
     return model, M3DProcessor(tokenizer, preprocess, model.config.num_image_tokens)
 
 
-def save(folder: Path, model: M3DForConditionalGeneration, processor: M3DProcessor, config: TinyConfig, step: int) -> None:
+def save(
+    folder: Path, model: M3DForConditionalGeneration, processor: M3DProcessor, config: TinyConfig, step: int
+) -> None:
     """Write a checkpoint folder that `m3d.load` reads: half-precision weights, tokenizer, preprocess, recipe, manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
@@ -224,6 +226,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     given = parser.parse_args(arguments)
     config = load_config(TinyConfig, given.config, given.overrides)
+    # Gradients of voxels far outside a structure are denormal numbers, which cost a CPU four times the step. It must be
+    # said before the first parallel work: the threads made then keep it.
+    torch.set_flush_denormal(True)
 
     torch.manual_seed(config.seed)
     output, device, preprocess = Path(config.output), pick_device(config.device), config.preprocess.build()

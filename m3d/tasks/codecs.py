@@ -43,7 +43,9 @@ class Frac3:
             ValueError: The box is not in the ``norm`` frame.
         """
         if box.frame != "norm":
-            raise ValueError(f"m3d.frac3 writes boxes in the norm frame, got {box.frame!r}; use data_prep.boxes.to_norm")
+            raise ValueError(
+                f"m3d.frac3 writes boxes in the norm frame, got {box.frame!r}; use data_prep.boxes.to_norm"
+            )
         return "<bx_start>[" + ", ".join(f"{side:.3f}" for side in (*box.lo, *box.hi)) + "]<bx_end>"
 
     def decode(self, text: str) -> list[Box]:

@@ -55,28 +55,36 @@ def encode_exchange(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
 
 
 def choose(records: Sequence[Record], weights: dict[str, float], count: int, rng: random.Random) -> list[Record]:
-    """Draw exchanges: a task by its weight first, then one of its records."""
+    """Draw exchanges: first all that can be drawn, then by each task's weight one of its records."""
     by_task: dict[str, list[Record]] = {}
     for record in records:
         by_task.setdefault(record.task, []).append(record)
+    whole = [record for record in by_task.get("seg.sem", ()) if record.target["masks"]][:1]
     tasks = [task for task in by_task if weights.get(task, 0) > 0]
-    return [rng.choice(by_task[task]) for task in rng.choices(tasks, [weights[task] for task in tasks], k=count)]
+    more = rng.choices(tasks, [weights[task] for task in tasks], k=count - len(whole))
+    return [reorder(record, rng) for record in whole] + [narrow(rng.choice(by_task[task]), rng) for task in more]
 
 
-def narrow(record: Record, rng: random.Random, most: int = 3) -> Record:
-    """Ask for some of a segmentation record's masks, in any order."""
-    masks = list(record.target.get("masks", ()))
-    if record.task != "seg.sem" or not masks:
-        return record
-    some = rng.sample(masks, k=rng.randint(1, min(most, len(masks))))
+def reorder(record: Record, rng: random.Random, count: int | None = None) -> Record:
+    """Ask for ``count`` of a segmentation record's masks (all by default), in any order."""
+    masks = list(record.target["masks"])
+    some = rng.sample(masks, k=count or len(masks))
     return replace(record, slots={"objects": [mask["name"] for mask in some]}, target={"masks": some})
+
+
+def narrow(record: Record, rng: random.Random, most: int = 2) -> Record:
+    """Ask for at most ``most`` of a segmentation record's masks; other records stay as they are."""
+    masks = record.target.get("masks", ())
+    return reorder(record, rng, rng.randint(1, min(most, len(masks)))) if masks else record
 
 
 def place(record: Record, case: PreparedCase, labels: Tensor) -> Record | None:
     """Give a record the geometry of the picture; None where what it speaks of has left the picture."""
-    for mask in record.target.get("masks", ()):
-        if not (labels == case.label_of(mask["name"])).any():
-            return None
+    masks = record.target.get("masks", ())
+    if masks:
+        seen = [mask for mask in masks if (labels == case.label_of(mask["name"])).any()]
+        slots = {"objects": [mask["name"] for mask in seen]}  # what has left the picture is not asked for
+        return replace(record, slots=slots, target={"masks": seen}) if seen else None
     if not record.target.get("boxes"):
         return record
     boxes = []
@@ -112,7 +120,7 @@ class Batches:
                 image, labels = self.augment(image, labels, case.spacing, generator)
             images.append(image[None])
             for record in choose(case.records, self.weights, self.exchanges, rng):
-                shown = place(narrow(record, rng), case, labels)
+                shown = place(record, case, labels)
                 if shown is None:
                     continue
                 said = render(TASKS, shown, codec=self.codec, rng=rng)

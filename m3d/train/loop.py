@@ -21,11 +21,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with linear warm-up and a cosine to a tenth; ``bf16`` computes the forward pass in bfloat16."""
+    """AdamW with linear warm-up and a cosine to a tenth; ``bf16`` computes the forward pass in bfloat16.
+
+    A short memory of squared gradients (0.95) matters: masks begin with a few steps of huge gradients, and with 0.999
+    these would hold the step size down for a thousand more.
+    """
 
     steps: int = 1000
     lr: float = 1e-3
     weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
     warmup: int = 50
     clip: float = 1.0
     save_every: int = 200
@@ -54,7 +59,7 @@ def fit(
         FloatingPointError: A loss is not finite; the ids of the batch are in the message.
     """
     parameters = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate)
     start = _resume(folder, objective, optimizer, schedule)
     objective.train()

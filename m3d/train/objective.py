@@ -5,6 +5,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3d.models import M3DForConditionalGeneration
@@ -20,6 +21,21 @@ class LossWeights:
     dice: float = 1.0
     bce: float = 1.0
     prompted: float = 0.5
+    positive_share: float = 0.0
+
+
+def balanced_bce(logits: Tensor, target: Tensor, positive_share: float) -> Tensor:
+    """BCE whose positive voxels weigh ``positive_share`` of the grid's size: ``(M, 1, D, H, W)`` -> a number.
+
+    0 is the paper's plain mean. A structure that fills a ten-thousandth of the grid is all but invisible to that mean,
+    and Dice has no gradient while the mask is empty; a tenth here lets both begin. An empty target keeps the plain mean.
+    """
+    if positive_share == 0:
+        return bce_loss(logits, target)
+    truth = target.float()
+    count = truth.flatten(1).sum(dim=1).clamp(min=1)
+    weight = (positive_share * truth[0].numel() / count).clamp(min=1).view(-1, 1, 1, 1, 1)
+    return F.binary_cross_entropy_with_logits(logits.float(), truth, weight=torch.where(target, weight, 1.0))
 
 
 class TalkAndDraw(nn.Module):
@@ -48,7 +64,7 @@ class TalkAndDraw(nn.Module):
             losses["dice"] = 0.0 * out.mask_logits.sum()  # the head stays in the graph for DDP and ZeRO
             return losses
         losses["dice"] = self.weights.dice * dice_loss(out.mask_logits, batch.masks)
-        losses["bce"] = self.weights.bce * bce_loss(out.mask_logits, batch.masks)
+        losses["bce"] = self._bce(out.mask_logits, batch.masks)
         chosen = torch.randperm(len(batch.masks), generator=generator)[: self.simulated]
         chosen = chosen[batch.masks[chosen].flatten(1).any(dim=1).cpu()]
         if self.simulated and len(chosen):
@@ -57,9 +73,12 @@ class TalkAndDraw(nn.Module):
             logits = self.model.draw(out.volume_features, volume_index=owner, prompts=prompts)
             again = correct(prompts, logits.detach(), truth, generator)
             refined = self.model.draw(out.volume_features, volume_index=owner, prompts=again)
-            drawn = [dice_loss(x, truth) + bce_loss(x, truth) for x in (logits, refined)]
+            drawn = [self.weights.dice * dice_loss(x, truth) + self._bce(x, truth) for x in (logits, refined)]
             losses["prompted"] = self.weights.prompted * sum(drawn) / 2
         return losses
+
+    def _bce(self, logits: Tensor, target: Tensor) -> Tensor:
+        return self.weights.bce * balanced_bce(logits, target, self.weights.positive_share)
 
 
 def pick(region: Tensor, generator: torch.Generator) -> Tensor:

@@ -114,7 +114,9 @@ def test_masks_losses_and_gradients_equal_reference(lamed):
     for name, parameter in gradients.items():
         torch.testing.assert_close(parameter.grad, outputs[name], **CLOSE)
     step = len(model.language_model.lm_head.weight) // len(outputs["grad_lm_head_sample"]) + 1
-    torch.testing.assert_close(model.language_model.lm_head.weight.grad[::step], outputs["grad_lm_head_sample"], **CLOSE)
+    torch.testing.assert_close(
+        model.language_model.lm_head.weight.grad[::step], outputs["grad_lm_head_sample"], **CLOSE
+    )
 
 
 @torch.no_grad()

@@ -243,9 +243,18 @@ def test_published_configuration_is_the_default():
 
 def test_a_model_without_a_head_says_so(tokenizer_and_ids, processor):
     config = M3DConfig(
-        vision_config=M3DVisionConfig(image_size=list(GRID), patch_size=[4, 8, 8], hidden_size=16, num_attention_heads=2),
-        text_config={"model_type": "llama", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1,
-                     "intermediate_size": 16, "vocab_size": 300, "num_key_value_heads": 2},
+        vision_config=M3DVisionConfig(
+            image_size=list(GRID), patch_size=[4, 8, 8], hidden_size=16, num_attention_heads=2
+        ),
+        text_config={
+            "model_type": "llama",
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 1,
+            "intermediate_size": 16,
+            "vocab_size": 300,
+            "num_key_value_heads": 2,
+        },
         pool_size=1,
         **tokenizer_and_ids[1],
     )

@@ -38,7 +38,9 @@ CASES = {
     ),
     "reg": (record("reg", target={"boxes": [BOX]}), f"What is at {TEXT}?", "It is the liver."),
     "seg.sem": (
-        record("seg.sem", slots={"objects": ["liver", "spleen"]}, target={"masks": [{"name": "liver"}, {"name": "spleen"}]}),
+        record(
+            "seg.sem", slots={"objects": ["liver", "spleen"]}, target={"masks": [{"name": "liver"}, {"name": "spleen"}]}
+        ),
         "Segment the liver and the spleen.",
         "Here is the liver [SEG] and spleen [SEG].",
     ),
@@ -79,7 +81,15 @@ def test_masks_are_bound_to_the_name_said_before_them():
 
 @pytest.mark.parametrize(
     ("text", "choice"),
-    [("B. right", 1), ("(C) three", 2), ("A", 0), ("All of it", None), ("b. right", None), ("", None), ("MRA. x", None)],
+    [
+        ("B. right", 1),
+        ("(C) three", 2),
+        ("A", 0),
+        ("All of it", None),
+        ("b. right", None),
+        ("", None),
+        ("MRA. x", None),
+    ],
 )
 def test_choice_is_the_letter_that_the_answer_begins_with(text, choice):
     assert TASKS["vqa.closed"].parse(text, Frac3()) == choice

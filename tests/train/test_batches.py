@@ -8,9 +8,9 @@ import torch
 from data_prep.boxes import box_of_mask, to_norm
 from data_prep.phantoms import head_neck
 from data_prep.preprocess import Foreground, Preprocess, Window
-from m3d.recipes.tiny import train_tokenizer
 from m3d.models import M3DProcessor
 from m3d.models.processing import add_m3d_tokens
+from m3d.recipes.tiny import train_tokenizer
 from m3d.tasks.codecs import Frac3
 from m3d.train.augment import Augment
 from m3d.train.batches import Batches, encode_exchange, narrow, place
@@ -100,9 +100,9 @@ def test_absence_is_said_only_where_it_is_certain(case):
     assert all(r.meta["derivation"] for r in prepared.records)
 
 
-def test_narrow_keeps_at_most_three_and_their_order_in_the_text(case):
+def test_narrow_keeps_at_most_two_and_their_order_in_the_text(case):
     prepared, _ = case
     record = next(r for r in prepared.records if r.task == "seg.sem" and r.target["masks"])
     some = narrow(record, random.Random(0))
-    assert 1 <= len(some.target["masks"]) <= 3
+    assert 1 <= len(some.target["masks"]) <= 2
     assert some.slots["objects"] == [mask["name"] for mask in some.target["masks"]]

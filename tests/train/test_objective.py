@@ -78,7 +78,7 @@ def test_training_learns_and_resumes_bit_for_bit(tmp_path, tiny_batch, tiny_mode
     from m3d.train.loop import OptimConfig, fit
 
     class Same:
-        def draw(self, step: int):  # noqa: ANN202
+        def draw(self, step: int):
             return tiny_batch
 
     def run(folder, model, steps):
@@ -109,7 +109,9 @@ def test_training_learns_and_resumes_bit_for_bit(tmp_path, tiny_batch, tiny_mode
     with pytest.raises(Stop):
         fit(TalkAndDraw(stopped, LossWeights()), Same(), config, folder, device=torch.device("cpu"), on_save=stop)
     fresh = copy.deepcopy(tiny_model)
-    fit(TalkAndDraw(fresh, LossWeights()), Same(), config, folder, device=torch.device("cpu"), on_save=lambda step: None)
+    fit(
+        TalkAndDraw(fresh, LossWeights()), Same(), config, folder, device=torch.device("cpu"), on_save=lambda step: None
+    )
     for a, b in zip(straight.parameters(), fresh.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -118,7 +120,7 @@ def test_a_loss_that_is_not_finite_names_the_batch(tmp_path, tiny_batch, tiny_mo
     from m3d.train.loop import OptimConfig, fit
 
     class Same:
-        def draw(self, step: int):  # noqa: ANN202
+        def draw(self, step: int):
             return tiny_batch
 
     with torch.no_grad():

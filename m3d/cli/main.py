@@ -1,0 +1,138 @@
+"""`m3d`: choose a subcommand, import only that one, and turn what goes wrong into one line.
+
+Exit codes: 0 done, 1 the input or this machine cannot do it (one line says why), 2 the command line is not understood,
+130 stopped by Ctrl-C.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Protocol
+
+import m3d
+from m3d.cli.common import add_general_options, note, say_error, shortened
+
+COMMANDS = {
+    "report": "write the report of a scan",
+    "ask": "ask a question about a scan",
+    "locate": "find a structure: its box in voxels and mm",
+    "segment": "draw a structure: by name, points, a box, or together",
+    "inspect": "show what a model will see of a scan",
+    "demo": "all of it on one scan, with files, pictures and a table",
+    "doctor": "check this installation and say what fixes it",
+}
+EPILOG = """\
+examples:
+  m3d demo                                    a first look, on a scan it finds or makes
+  m3d report ct.nii.gz
+  m3d ask ct.nii.gz "Is the mandible visible?"
+  m3d segment dicom_folder/ "spinal cord" --out out
+  m3d inspect ct.nii.gz                       shape, spacing, orientation, what the model sees
+
+`m3d COMMAND --help` explains a command. Not for clinical use.
+"""
+
+
+class Command(Protocol):
+    """What a subcommand's module has."""
+
+    DESCRIPTION: str
+    EPILOG: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's own arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it; the exit code."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    words = _join_negative(sys.argv[1:] if argv is None else argv)
+    name = next((word for word in words if not word.startswith("-")), None)
+    command: Command | None = None
+    if name in COMMANDS:
+        command = importlib.import_module(f"m3d.cli.{name}")
+    arguments = _parser(name, command).parse_args(words)
+    assert command is not None
+    _quieten(arguments.traceback)
+    try:
+        return command.run(arguments)
+    except KeyboardInterrupt:
+        say_error("stopped; nothing half-written was left")
+        return 130
+    except BrokenPipeError:  # `m3d ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ModuleNotFoundError, MemoryError) as error:
+        if arguments.traceback:
+            raise
+        say_error(shortened(_line(error), 600))
+        return 1
+
+
+def _parser(name: str | None, command: Command | None) -> argparse.ArgumentParser:
+    """All commands by name, the chosen one with its arguments."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="m3d", description="Talk to a 3D medical scan.", epilog=EPILOG, formatter_class=shape, allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"m3d {m3d.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for known, summary in COMMANDS.items():
+        chosen = known == name and command is not None
+        sub = commands.add_parser(known, help=summary, formatter_class=shape, allow_abbrev=False)
+        if chosen and command is not None:
+            sub.description, sub.epilog = command.DESCRIPTION, command.EPILOG
+            command.configure(sub)
+            add_general_options(sub)
+    return parser
+
+
+def _join_negative(words: Sequence[str]) -> list[str]:
+    """``--point -12,3,4`` to ``--point=-12,3,4``: argparse takes a value that begins with a minus for an option."""
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in ("--point", "--box") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
+class _OneLine(logging.Handler):
+    """Our own warnings, and anybody's errors, in one line each on what is stderr at that moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it, unless it is another library's chatter or stands in every output of ours anyway."""
+        ours = record.name.split(".")[0] in ("m3d", "data_prep", "encoders", "segvol_head")
+        if record.levelno >= (logging.WARNING if ours and record.name != "m3d.inference.load" else logging.ERROR):
+            note(f"m3d: {shortened(record.getMessage(), 600)}")
+
+
+def _quieten(everything: bool) -> None:
+    root = logging.getLogger()
+    if not any(isinstance(handler, _OneLine) for handler in root.handlers):
+        root.addHandler(_OneLine())
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # every model is a folder here
+    if not everything:
+        warnings.simplefilter("ignore")
+
+
+def _line(error: BaseException) -> str:
+    """An error as one line that names the thing and the way out."""
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or use a smaller scan"
+    if isinstance(error, ModuleNotFoundError) and str(error).startswith("No module named"):
+        return f"{error.name} is not installed; `m3d doctor` lists what is missing and the command that installs it"
+    if isinstance(error, OSError) and error.strerror:
+        named = f"{error.filename}: " if error.filename is not None else ""
+        return f"{named}{error.strerror}"
+    return str(error) or type(error).__name__

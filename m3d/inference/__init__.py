@@ -1,0 +1,1 @@
+"""Use: load a model, look at a scan once, ask it often, keep what was found."""

@@ -1,0 +1,261 @@
+"""What a scan answered: words, boxes and masks on the scan's own grid, and how they are kept as files.
+
+A result is written as a whole or not at all: every file is made in a hidden folder beside its place and moved there
+once all of them are complete, `result.json` last.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.atomic import refuse_overwrite
+from data_prep.boxes import Box
+from data_prep.volume import Volume
+from data_prep.write import write_mask
+from m3d.inference.planes import NOTICE, Finding
+
+__all__ = ["RESULT_NAME", "FoundBox", "FoundMask", "Result", "describe_scan", "slug", "staged", "write_json"]
+
+SCHEMA = "m3d.result/1"
+RESULT_NAME = "result.json"
+PICTURE_BYTES = 1_500_000  # more than any of our pictures takes
+
+
+@dataclass(frozen=True)
+class FoundBox:
+    """A structure's box, in the scan's voxels and in patient mm (RAS)."""
+
+    name: str
+    voxel: Box
+    mm: Box
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"name": self.name, "voxel": _corners(self.voxel), "mm": _corners(self.mm)}
+
+
+@dataclass(frozen=True, eq=False)
+class FoundMask:
+    """A structure's voxels on the scan's own grid; ``score`` is the mean probability inside, 0 to 1."""
+
+    name: str
+    array: npt.NDArray[np.bool_] = field(repr=False)
+    score: float
+    volume_ml: float
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """One answer about one scan."""
+
+    task: str
+    prompt: str
+    text: str
+    boxes: tuple[FoundBox, ...]
+    masks: tuple[FoundMask, ...]
+    volume: Volume = field(repr=False)
+    scan_path: Path | None
+    model_id: str
+    preprocess: dict[str, Any] = field(repr=False)
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        for mask in self.masks:
+            assert mask.array.dtype == bool and mask.array.shape == self.volume.shape, mask.name
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What there is to draw: masks, then boxes."""
+        masks = [Finding(m.name, mask=m.array, note=f"{m.volume_ml:.1f} mL, score {m.score:.2f}") for m in self.masks]
+        boxes = [Finding(box.name or "box", box=box.voxel, note=_size(box.mm)) for box in self.boxes]
+        return (*masks, *boxes)
+
+    @property
+    def mask_files(self) -> tuple[str, ...]:
+        """A file name for each mask, made from its name."""
+        return tuple(f"{name}.nii.gz" for name in _distinct([mask.name for mask in self.masks]))
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """A file name for each picture: one through the middle of every finding that can be seen."""
+        return tuple(f"{name}.png" for name, _ in self._pictured())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, schema ``m3d.result/1``; files are named relative to the folder of ``result.json``."""
+        return {
+            "schema": SCHEMA,
+            "task": self.task,
+            "prompt": self.prompt,
+            "text": self.text,
+            "boxes": [box.to_dict() for box in self.boxes],
+            "masks": [
+                {
+                    "name": mask.name,
+                    "file": file,
+                    "score": round(mask.score, 6),
+                    "volume_ml": round(mask.volume_ml, 6),
+                    "voxels": int(np.count_nonzero(mask.array)),
+                }
+                for mask, file in zip(self.masks, self.mask_files, strict=True)
+            ],
+            "pictures": list(self.pictures),
+            "scan": describe_scan(self.volume, self.scan_path),
+            "model_id": self.model_id,
+            "preprocess": self.preprocess,
+            "warnings": list(self.warnings),
+            "seconds": round(self.seconds, 3),
+            "notice": NOTICE,
+        }
+
+    def save(self, folder: Path | str, *, force: bool = False) -> tuple[Path, ...]:
+        """Write ``result.json``, a NIfTI for each mask and pictures into a folder; returns what was written.
+
+        Raises:
+            FileExistsError: Something would be replaced and ``force`` is not given; nothing is written then.
+            OSError: The disk is full; nothing of the result is left behind.
+        """
+        names = [*self.mask_files, *self.pictures, RESULT_NAME]
+        needed = sum(mask.array.size for mask in self.masks) + PICTURE_BYTES * len(self.pictures) + 100_000
+        replaced = _files_of(Path(folder) / RESULT_NAME) if force else []
+        with staged(folder, names, force=force, needed=needed) as stage:
+            for mask, file in zip(self.masks, self.mask_files, strict=True):
+                write_mask(stage / file, mask.array, like=self.volume)
+            self._draw(stage)
+            write_json(stage / RESULT_NAME, self.to_dict())
+        for name in set(replaced) - set(names):
+            (Path(folder) / name).unlink(missing_ok=True)
+        return tuple(Path(folder) / name for name in names)
+
+    def _draw(self, folder: Path) -> None:
+        from m3d.inference.overlay import save_overlay
+
+        findings = self.findings
+        for stem, number in self._pictured():
+            save_overlay(
+                folder / f"{stem}.png",
+                self.volume,
+                findings,
+                centre_on=number,
+                title=findings[number].name,
+                notes=[f"Drawn by {self.model_id}.", *(f"Warning: {warning}" for warning in self.warnings)],
+            )
+
+    def _pictured(self) -> list[tuple[str, int]]:
+        """Stem and number of each finding that deserves a picture: empty masks cannot be seen."""
+        findings = self.findings
+        seen = [number for number, finding in enumerate(findings) if finding.visible]
+        return list(zip(_distinct([findings[i].name for i in seen]), seen, strict=True))
+
+
+def describe_scan(volume: Volume, path: Path | None) -> dict[str, Any]:
+    """Where a scan lies: its file's name, never a path, and nothing of its header but geometry."""
+    return {
+        "file": None if path is None else path.absolute().name,
+        "shape": list(volume.shape),
+        "spacing_mm": [round(side, 6) for side in volume.spacing],
+        "orientation": volume.orientation,
+        "affine": volume.affine.tolist(),
+    }
+
+
+def slug(name: str) -> str:
+    """A structure's name as a file name: ``Left Parotid (deep)`` -> ``left_parotid_deep``."""
+    plain = unicodedata.normalize("NFKD", name).casefold()
+    return (
+        re.sub(r"[^\w]+", "_", "".join(c for c in plain if not unicodedata.combining(c))).strip("_")[:60] or "finding"
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON that a person can read and any parser accepts."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def staged(folder: Path | str, names: Sequence[str], *, force: bool, needed: int) -> Iterator[Path]:
+    """Give an empty folder to write ``names`` in; they move to ``folder`` when all are there, else no trace is left.
+
+    ``needed`` is how many bytes they may take, for the message on a full disk.
+
+    Raises:
+        FileExistsError: One of them exists and ``force`` is not given; before anything is written.
+        OSError: They cannot be written.
+    """
+    folder = Path(folder)
+    for name in names:
+        refuse_overwrite(folder / name, force)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file; choose another folder with --out")
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    stage: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=".m3d-", dir=folder))
+        yield stage
+        for name in names:
+            (stage / name).replace(folder / name)
+        made = []
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(error.errno, _disk_full(folder, needed)) from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # not made yet, or somebody else uses it by now
+                parent.rmdir()
+
+
+def _disk_full(folder: Path, needed: int) -> str:
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(there).free
+    return (
+        f"{folder}: the disk is full: up to {needed:,} bytes are needed and {free:,} are free; nothing was written; "
+        "make room or choose another folder with --out"
+    )
+
+
+def _files_of(path: Path) -> list[str]:
+    """The masks and pictures that an earlier result wrote beside it: they go with it when it is replaced."""
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        names = [*(mask["file"] for mask in old["masks"]), *old["pictures"]] if old["schema"] == SCHEMA else []
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+    return [name for name in map(str, names) if name == Path(name).name and name.endswith((".nii.gz", ".png"))]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Slugs, numbered where two names have the same one."""
+    taken: list[str] = []
+    for name in names:
+        plain = candidate = slug(name)
+        count = 1
+        while candidate in taken:
+            count += 1
+            candidate = f"{plain}_{count}"
+        taken.append(candidate)
+    return taken
+
+
+def _corners(box: Box) -> dict[str, list[float]]:
+    return {"lo": [round(float(side), 4) for side in box.lo], "hi": [round(float(side), 4) for side in box.hi]}
+
+
+def _size(box: Box) -> str:
+    return " x ".join(f"{side:.0f}" for side in box.sides) + " mm"

@@ -1,0 +1,105 @@
+"""A checkpoint that was really taught a few sentences and one bright block: small, honest, made in seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+from data_prep.preprocess import MinMax, Preprocess
+from data_prep.volume import Volume, spl_affine
+from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
+from m3d.models.processing import add_m3d_tokens
+from m3d.train.batches import IGNORED, Batch, encode_exchange
+from m3d.train.objective import LossWeights, TalkAndDraw
+
+GRID = (8, 16, 24)
+LESSONS = {
+    "Segment the block.": "Here is the block [SEG].",
+    "Segment the ghost.": "There is no ghost in this scan.",
+    "Where is the block?": "The block is at <bx_start>[0.250, 0.250, 0.250, 0.750, 0.750, 0.500]<bx_end>.",
+    "Write a report of this scan.": "A bright block.",
+    "Draw both.": "Here is the block [SEG] and shadow [SEG].",
+}
+
+
+def words_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the lessons, so that a few steps teach them."""
+    texts = [f"{prompt} {answer}" for prompt, answer in LESSONS.items()]
+    split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+    pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
+    order = ["<pad>", "<s>", "</s>", "<unk>", *sorted(pieces | set(pre_tokenizers.ByteLevel.alphabet()))]
+    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(order)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def block_scan() -> Volume:
+    """A bright block in noise, on the grid's own voxels."""
+    array = np.random.default_rng(0).random(GRID, np.float32) * 0.2
+    array[2:6, 4:12, 6:12] += 0.8
+    array[0, 0, 0], array[-1, -1, -1] = 0.0, 1.0
+    return Volume(array, spl_affine((4.0, 2.0, 2.0)))
+
+
+def lesson_batch(processor: M3DProcessor) -> Batch:
+    rows = [encode_exchange(processor.tokenizer, processor.write(p), a) for p, a in LESSONS.items()]
+    length = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in rows])
+    labels = torch.tensor([learned + [IGNORED] * (length - len(learned)) for _, learned in rows])
+    masks = torch.zeros(3, 1, *GRID, dtype=torch.bool)
+    masks[:2, 0, 2:6, 4:12, 6:12] = True  # block, block; the shadow is empty
+    return Batch(
+        input_ids=ids,
+        attention_mask=(ids != 0).long(),
+        labels=labels,
+        pixel_values=processor.pixels(block_scan())[None],
+        volume_index=torch.zeros(len(rows), dtype=torch.long),
+        masks=masks,
+        mask_volume=torch.zeros(3, dtype=torch.long),
+        ids=tuple(LESSONS),
+    )
+
+
+@pytest.fixture(scope="session")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a checkpoint that has learned the lessons."""
+    torch.manual_seed(0)
+    tokenizer = words_tokenizer()
+    ids = add_m3d_tokens(tokenizer)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    config = M3DConfig(
+        vision_config=M3DVisionConfig(
+            image_size=list(GRID), patch_size=[4, 8, 8], hidden_size=16, intermediate_size=32, **sizes
+        ),
+        text_config=LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, bos_token_id=1, eos_token_id=2,
+            pad_token_id=0, **sizes,
+        ),  # fmt: skip
+        seg_config=M3DSegConfig(
+            decoder_heads=2, decoder_mlp_dim=32, iou_hidden_size=16, num_masks=1, coordinates="grid",
+            upscale_norm="channel", mask_prompt=True, detail_channels=4, detail_filters=8, projector_dropout=0.0,
+        ),  # fmt: skip
+        pool_size=1,
+        **ids,
+    )
+    model = M3DForConditionalGeneration(config)
+    processor = M3DProcessor(tokenizer, Preprocess(grid=GRID, intensity=MinMax()), config.num_image_tokens)
+    objective, batch = TalkAndDraw(model, LossWeights(bce=5.0), simulated=2), lesson_batch(processor)
+    optimizer = torch.optim.AdamW(model.parameters(), 4e-3, betas=(0.9, 0.95))
+    for step in range(120):
+        losses = objective(batch, torch.Generator().manual_seed(step))
+        torch.stack(list(losses.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses["text"] < 0.1, losses
+    folder = tmp_path_factory.mktemp("taught") / "taught"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder

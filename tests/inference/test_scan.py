@@ -1,0 +1,190 @@
+"""Look once, ask often: words, boxes and masks on the scan's own grid, from a model that was really taught."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from data_prep.boxes import Box
+from data_prep.volume import BadScan, Volume
+from data_prep.write import write_volume
+
+import m3d
+from m3d.inference.checkpoints import resolve
+
+GRID = (8, 16, 24)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.fixture(scope="module")
+def model(taught):
+    return m3d.load(taught, device="cpu")
+
+
+def block_scan() -> Volume:
+    array = np.random.default_rng(0).random(GRID, np.float32) * 0.2
+    array[2:6, 4:12, 6:12] += 0.8
+    array[0, 0, 0], array[-1, -1, -1] = 0.0, 1.0
+    affine = np.zeros((4, 4))
+    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = 4.0, -2.0, -2.0, 1.0
+    return Volume(array, affine)
+
+
+@pytest.fixture(scope="module")
+def scan(model):
+    return model.look(block_scan())
+
+
+@pytest.fixture(scope="module")
+def truth() -> np.ndarray:
+    mask = np.zeros(GRID, bool)
+    mask[2:6, 4:12, 6:12] = True
+    return mask
+
+
+def test_a_name_gives_its_mask_on_the_scans_grid(scan, truth):
+    result = scan.segment("block")
+    (mask,) = result.masks
+    assert mask.name == "block"
+    assert mask.array.shape == scan.volume.shape and mask.array.dtype == bool
+    assert dice(mask.array, truth) > 0.8
+    assert mask.volume_ml == pytest.approx(mask.array.sum() * 4 * 2 * 2 / 1000)
+    assert 0.5 < mask.score <= 1
+
+
+def test_the_same_scan_stored_otherwise_gives_the_same_mask(model, truth):
+    volume = block_scan()
+    turned = Volume(
+        np.ascontiguousarray(volume.array.transpose(2, 1, 0)[::-1]),
+        volume.affine[:, [2, 1, 0, 3]] @ np.array([[-1.0, 0, 0, 23], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    )
+    (mask,) = model.look(turned).segment("block").masks
+    assert mask.array.shape == (24, 16, 8)
+    assert dice(mask.array, truth.transpose(2, 1, 0)[::-1]) > 0.8
+
+
+def test_every_mask_of_an_answer_has_its_own_name(scan):
+    result = scan.ask("Draw both.")
+    assert [mask.name for mask in result.masks] == ["block", "shadow"]
+    assert result.masks[0].array.any()
+    if not result.masks[1].array.any():
+        assert any("'shadow' is empty" in warning for warning in result.warnings)
+
+
+def test_an_answer_without_seg_is_an_error_that_repeats_it(scan):
+    with pytest.raises(m3d.NoMask, match=r"no mask of 'ghost': the model answered 'There is no ghost in this scan\.'"):
+        scan.segment("ghost")
+
+
+def test_a_box_comes_in_voxels_and_mm(scan):
+    (box,) = scan.locate("block").boxes
+    assert box.name == "block"
+    assert np.allclose(box.voxel.lo, (2, 4, 6)) and np.allclose(box.voxel.hi, (6, 12, 12))
+    assert box.mm.frame == "mm"
+    assert np.allclose(sorted(np.subtract(box.mm.hi, box.mm.lo)), sorted((16, 16, 12)))
+
+
+def test_report_and_questions(scan):
+    assert scan.report().text == "A bright block."
+    assert scan.ask("Write a report of this scan.").text == "A bright block."
+    with pytest.raises(ValueError, match="question is empty"):
+        scan.ask("  ")
+
+
+def test_the_volume_is_encoded_once(model, monkeypatch):
+    seen = []
+    look = model.model.vision_tower.forward
+    monkeypatch.setattr(model.model.vision_tower, "forward", lambda v: (seen.append(len(v)), look(v))[1])
+    scan = model.look(block_scan())
+    scan.report(), scan.segment("block"), scan.locate("block"), scan.segment(points=[((3, 6, 8), 1)])
+    assert seen == [1]
+
+
+def test_points_and_boxes_draw_and_every_prompt_changes_the_result(scan, truth):
+    named = scan.segment("block").masks[0]
+    clicked = scan.segment(points=[((3, 7, 8), 1)]).masks[0]
+    boxed = scan.segment(box=Box(lo=(2, 4, 6), hi=(6, 12, 12))).masks[0]
+    assert clicked.name == "prompted by points" and boxed.name == "prompted by box"
+    assert dice(boxed.array, truth) > 0.5
+    both = scan.segment("block", points=[((3, 7, 8), 0)]).masks[0]
+    assert both.name == "block" and (both.score != named.score)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({}, "say what to segment"),
+        ({"name": " "}, "name is empty"),
+        ({"points": [((3, 7, 80), 1)]}, r"point \(3, 7, 80\) lies outside the scan, whose voxels are \(8, 16, 24\)"),
+        ({"points": [((3, 7, 8), 2)]}, "label is 1"),
+        ({"box": Box(lo=(0, 0, 0), hi=(9, 3, 3))}, "must have lo < hi and lie in the scan"),
+        ({"box": Box(lo=(3, 3, 3), hi=(3, 5, 5))}, "must have lo < hi"),
+    ],
+)
+def test_wrong_prompts_are_refused(scan, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        scan.segment(**wrong)
+
+
+def test_a_blinded_scan_does_not_see(scan, truth):
+    blind = scan.blinded()
+    assert blind.model_id.endswith("(blind)")
+    mask = blind.segment(box=Box(lo=(2, 4, 6), hi=(6, 12, 12))).masks[0]
+    sharp = scan.segment(box=Box(lo=(2, 4, 6), hi=(6, 12, 12))).masks[0]
+    assert not np.array_equal(mask.array, sharp.array)
+
+
+def test_files_are_looked_at_like_volumes(model, scan, tmp_path):
+    write_volume(tmp_path / "ct.nii.gz", block_scan())
+    again = model.look(tmp_path / "ct.nii.gz")
+    assert np.array_equal(again.segment("block").masks[0].array, scan.segment("block").masks[0].array)
+
+
+def test_another_architecture_is_refused(tmp_path):
+    from transformers import LlamaConfig
+
+    LlamaConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds a 'llama' model; an 'm3d' checkpoint is needed"):
+        m3d.load(tmp_path)
+
+
+def test_a_missing_or_cut_checkpoint_is_named(taught, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no model 'm3d-huge'"):
+        m3d.load("m3d-huge")
+    folder = tmp_path / "cut"
+    shutil.copytree(taught, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(ValueError, match="weights cannot be read"):
+        m3d.load(folder)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"not a whole M3D checkpoint: \*\.safetensors missing"):
+        resolve(folder)
+
+
+def test_weights_of_other_sizes_are_refused(taught, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(taught, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["seg_config"]["mask_prompt"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="the weights do not fit config.json"):
+        m3d.load(folder)
+
+
+def test_volumes_with_nan_are_refused():
+    array = np.zeros(GRID, np.float32)
+    array[1, 2, 3] = np.nan
+    with pytest.raises(BadScan, match="1 voxels are NaN"):
+        Volume(array, np.eye(4))
+
+
+def test_unknown_device_is_refused(taught):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ValueError, match="device 'cuda' is not available here; use one of: auto, cpu"):
+        m3d.load(taught, device="cuda")
