@@ -4,6 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -84,13 +85,14 @@ def load(name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: 
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     try:
-        model, info = M3DForConditionalGeneration.from_pretrained(
+        loaded: Any = M3DForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
     except SafetensorError as error:
         raise ValueError(
             f"{folder}: the weights cannot be read ({error}); was the download cut? Fetch them again"
         ) from None
+    model, info = loaded
     wrong = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     wrong = {kind: keys for kind, keys in wrong.items() if keys}
     if wrong:

@@ -3,7 +3,6 @@
 # M = masks, E = language width, (D, H, W) = the prepared grid
 
 import copy
-import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +69,7 @@ class Scan:
         return cls(model_id, model, processor, prepared, features, prefix, path)
 
     def blinded(self) -> "Scan":
-        """The same scan to the same model with every voxel zero: what it says without looking, for honest comparison."""
+        """The same scan with every voxel zero: what the model says without looking, for honest comparison."""
         pixels = torch.zeros(1, *self.prepared.shape)
         features, prefix = _encode(self.model, self.processor, pixels)
         return replace(self, model_id=f"{self.model_id} (blind)", features=features, prefix=prefix)
@@ -142,9 +141,8 @@ class Scan:
         codec = Frac3()
         found = codec.decode(spoken.text)
         names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
-        boxes = tuple(
-            self._box(box, said) for box, said in itertools.zip_longest(found, names[: len(found)], fillvalue="")
-        )
+        names += [""] * (len(found) - len(names))
+        boxes = tuple(self._box(box, said) for box, said in zip(found, names, strict=False))
         if codec.counts["unparsed"]:
             notes = (*notes, f"{codec.counts['unparsed']} boxes of the answer could not be read")
         return self._result(task, prompt, spoken.text, boxes, masks, notes, began)
@@ -154,7 +152,7 @@ class Scan:
         model, tokenizer = self.model, self.processor.tokenizer
         encoded = tokenizer(self.processor.write(prompt), return_tensors="pt")
         ids = encoded["input_ids"].to(model.device)
-        sequence = model.generate(
+        sequence = model.generate(  # type: ignore[misc]
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             past_key_values=copy.deepcopy(self.prefix),

@@ -5,14 +5,13 @@ Defaults are the published M3D-LaMed (paper, section 4; DESIGN 4). Sub-configs: 
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 POOLING = ("spatial", "sequence")
 PROJECTORS = ("mlp", "linear")
-SEG_MERGES = ("each", "mean")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -43,7 +42,7 @@ class M3DVisionConfig(PreTrainedConfig):
             raise ValueError(f"image_size={self.image_size} and patch_size={self.patch_size} need three sides each")
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
             raise ValueError(f"every side of patch_size={self.patch_size} must divide image_size={self.image_size}")
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -67,26 +66,31 @@ class M3DSegConfig(PreTrainedConfig):
     base_config_key = "seg_config"
     sub_configs_defaults: ClassVar = {"encoder_config": SubConfigSpec(config_class=M3DVisionConfig, optional=True)}
 
-    encoder_config: dict | PreTrainedConfig | None = None
+    encoder_config: dict[str, Any] | PreTrainedConfig | None = None
     decoder_depth: int = 2
     decoder_heads: int = 8
     decoder_mlp_dim: int = 2048
     iou_hidden_size: int = 256
     num_masks: int = 4
-    coordinates: str = "published"
-    upscale_norm: str = "volume"
+    coordinates: Literal["published", "grid"] = "published"
+    upscale_norm: Literal["volume", "channel"] = "volume"
     mask_prompt: bool = False
     detail_channels: int = 0
     detail_filters: int = 8
     projector_dropout: float = 0.1
-    merge: str = "each"
+    merge: Literal["each", "mean"] = "each"
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Refuse unknown switches."""
         _one_of("coordinates", self.coordinates, ("published", "grid"))
         _one_of("upscale_norm", self.upscale_norm, ("volume", "channel"))
-        _one_of("merge", self.merge, SEG_MERGES)
-        super().__post_init__(**kwargs)
+        _one_of("merge", self.merge, ("each", "mean"))
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+
+    @property
+    def encoder(self) -> M3DVisionConfig | None:
+        """``encoder_config``, by its type; None where the vision tower is shared."""
+        return self.encoder_config if isinstance(self.encoder_config, M3DVisionConfig) else None
 
 
 class M3DConfig(PreTrainedConfig):
@@ -103,9 +107,9 @@ class M3DConfig(PreTrainedConfig):
         "seg_config": SubConfigSpec(config_class=M3DSegConfig, optional=True),
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
-    seg_config: dict | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    seg_config: dict[str, Any] | PreTrainedConfig | None = None
     image_token_id: int = 32000
     box_start_token_id: int = 32001
     box_end_token_id: int = 32002
@@ -120,15 +124,30 @@ class M3DConfig(PreTrainedConfig):
         """Check what belongs together before anything is built."""
         _one_of("pooling", self.pooling, POOLING)
         _one_of("projector", self.projector, PROJECTORS)
-        super().__post_init__(**kwargs)
-        vision = self.vision_config
-        if not isinstance(vision, M3DVisionConfig):
-            raise ValueError(f"vision_config must be an M3DVisionConfig or its dict, got {type(vision).__name__}")
-        if self.pooling == "spatial" and any(side % self.pool_size for side in vision.grid):
-            raise ValueError(f"pool_size={self.pool_size} must divide every side of the patch grid {vision.grid}")
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        grid = self.vision.grid
+        if self.pooling == "spatial" and any(side % self.pool_size for side in grid):
+            raise ValueError(f"pool_size={self.pool_size} must divide every side of the patch grid {grid}")
+
+    @property
+    def vision(self) -> M3DVisionConfig:
+        """``vision_config``, by its type."""
+        if not isinstance(self.vision_config, M3DVisionConfig):
+            raise ValueError(f"vision_config must be an M3DVisionConfig, got {type(self.vision_config).__name__}")
+        return self.vision_config
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        """``text_config``, by its type."""
+        assert isinstance(self.text_config, PreTrainedConfig)
+        return self.text_config
+
+    @property
+    def seg(self) -> M3DSegConfig | None:
+        """``seg_config``, by its type; None for a model that only talks."""
+        return self.seg_config if isinstance(self.seg_config, M3DSegConfig) else None
 
     @property
     def num_image_tokens(self) -> int:
         """How many language tokens a volume becomes: 256 as published."""
-        assert isinstance(self.vision_config, M3DVisionConfig)
-        return math.prod(self.vision_config.grid) // self.pool_size**3
+        return math.prod(self.vision.grid) // self.pool_size**3

@@ -38,7 +38,7 @@ def add_lora(model: M3DForConditionalGeneration, lora: Lora, *, train_whole: boo
     parts = [name for name in WHOLE_PARTS if getattr(model, name) is not None] if train_whole else None
     rows = [getattr(model.config, f"{name}_token_id") for name in ("image", "box_start", "box_end", "seg")]
     tables: dict[str, list[int]] = {"embed_tokens": rows}
-    if not model.config.text_config.tie_word_embeddings:
+    if not model.config.text.tie_word_embeddings:
         tables["lm_head"] = rows
     config = LoraConfig(
         r=lora.rank,

@@ -10,7 +10,7 @@ The parts are the vision tower (`encoders`), the perceiver, any Hugging Face cau
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,8 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput
 
 from encoders.vit3d import PatchEmbedding, ViT3D
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
@@ -35,6 +36,7 @@ from segvol_head.detail import detail_network
 from segvol_head.prompt_encoder import RandomFourierPosition
 
 OUTSIDE_LOGIT = -6.0
+OWN_INIT, OUTSIDE_BIAS = "_m3d_own_init", "_m3d_outside_bias"
 NO_HEAD = "this checkpoint has no mask head (its seg_config is null); use one that draws"
 
 
@@ -55,11 +57,11 @@ def build_vision_tower(config: M3DVisionConfig) -> ViT3D:
 
 def build_seg_head(config: M3DSegConfig, shared: M3DVisionConfig) -> SegVol:
     """The SegVol head that ``config`` describes; without an encoder of its own it is fed ``shared``'s tokens."""
-    vision = config.encoder_config if isinstance(config.encoder_config, M3DVisionConfig) else shared
+    vision = config.encoder or shared
     assert vision.image_size is not None
     image_size = (vision.image_size[0], vision.image_size[1], vision.image_size[2])
     return SegVol(
-        build_vision_tower(vision) if config.encoder_config is not None else None,
+        build_vision_tower(vision) if config.encoder is not None else None,
         PromptEncoder3D(
             width=vision.hidden_size,
             grid=vision.grid,
@@ -84,8 +86,10 @@ def build_seg_head(config: M3DSegConfig, shared: M3DVisionConfig) -> SegVol:
 
 @dataclass
 class M3DVolumeFeatures(BaseModelOutputWithPooling):
-    """A volume, looked at once: ``last_hidden_state`` (V, N (+1), C), ``pooler_output`` (V, K, E), and for the head
-    ``seg_tokens`` (V, C, d, h, w) and ``seg_detail`` (V, F, D, H, W).
+    """A volume, looked at once.
+
+    ``last_hidden_state`` is (V, N (+1), C), ``pooler_output`` (V, K, E), and for the head ``seg_tokens`` is
+    (V, C, d, h, w) and ``seg_detail`` (V, F, D, H, W).
     """
 
     seg_tokens: Tensor | None = None
@@ -113,9 +117,9 @@ def _keep_own_init(head: SegVol) -> None:
     """Mark the head's layers for `_init_as_torch_does`: transformers asks about each layer alone, without its place."""
     own = (head.prompt_encoder, head.mask_decoder, head.detail, head.detail_hyper)
     for layer in (layer for part in own if part is not None for layer in part.modules()):
-        layer.own_init = True
+        setattr(layer, OWN_INIT, True)
     if head.detail_hyper is not None:
-        head.detail_hyper.layers[-1].outside_bias = True
+        setattr(head.detail_hyper.layers[-1], OUTSIDE_BIAS, True)
 
 
 def _init_as_torch_does(layer: nn.Module) -> None:
@@ -132,7 +136,7 @@ def _init_as_torch_does(layer: nn.Module) -> None:
         init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
         if layer.bias is not None:
             outside = torch.zeros_like(layer.bias)
-            outside[-1] = OUTSIDE_LOGIT if hasattr(layer, "outside_bias") else 0.0
+            outside[-1] = OUTSIDE_LOGIT if hasattr(layer, OUTSIDE_BIAS) else 0.0
             init.copy_(layer.bias, outside)
     elif isinstance(layer, nn.LayerNorm | nn.GroupNorm):
         init.ones_(layer.weight)
@@ -146,10 +150,10 @@ class M3DPreTrainedModel(PreTrainedModel):
     config_class = M3DConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]  # noqa: RUF012 - as the base class declares it
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
-    _no_split_modules: ClassVar = ["TransformerBlock"]
+    _no_split_modules = ["TransformerBlock"]  # noqa: RUF012 - as the base class declares it
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -158,10 +162,10 @@ class M3DPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ViT3D):
             if module.cls_token is not None:
                 init.zeros_(module.cls_token)
-        elif hasattr(module, "own_init"):
+        elif hasattr(module, OWN_INIT):
             _init_as_torch_does(module)
         else:
-            super()._init_weights(module)
+            super()._init_weights(module)  # type: ignore[no-untyped-call]
 
 
 class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
@@ -171,8 +175,7 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: M3DConfig) -> None:
         super().__init__(config)
-        vision, text, seg = config.vision_config, config.text_config, config.seg_config
-        assert isinstance(vision, M3DVisionConfig) and text is not None
+        vision, text, seg = config.vision, config.text, config.seg
         width = text.hidden_size
         self.vision_tower = build_vision_tower(vision)
         self.perceiver = PERCEIVERS[config.pooling](
@@ -183,14 +186,15 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         self.language_model = AutoModelForCausalLM.from_config(text)
         self.seg_head: SegVol | None = None
         self.seg_projector: nn.Module | None = None
-        if isinstance(seg, M3DSegConfig):
+        if seg is not None:
+            self.merge = seg.merge
             self.seg_head = build_seg_head(seg, vision)
             _keep_own_init(self.seg_head)
-            seg_width = seg.encoder_config.hidden_size if seg.encoder_config is not None else vision.hidden_size
+            seg_width = (seg.encoder or vision).hidden_size
             self.seg_projector = nn.Sequential(
                 nn.Linear(width, width), nn.ReLU(), nn.Linear(width, seg_width), nn.Dropout(seg.projector_dropout)
             )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
         """The language model's token embeddings."""
@@ -210,9 +214,6 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         """Replace the language model's output projection."""
         self.language_model.set_output_embeddings(new_embeddings)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, **kwargs: Any) -> None:  # noqa: ANN401
-        super()._set_gradient_checkpointing(enable, **kwargs)
-
     # -- seeing ---------------------------------------------------------------------------------------------------
 
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> M3DVolumeFeatures:  # noqa: ANN401
@@ -231,14 +232,14 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
     # -- drawing --------------------------------------------------------------------------------------------------
 
     def seg_prompts(self, hidden: Tensor, where: SegTokens) -> Tensor:
-        """What each ``[SEG]`` tells the mask head: last states ``(B, T, E)`` -> ``(M, C)``, or ``(B, C)`` when merged."""
+        """What each ``[SEG]`` tells the head: last states ``(B, T, E)`` -> ``(M, C)``, or ``(B, C)`` when merged."""
         if self.seg_projector is None:
             raise ValueError(NO_HEAD)
         states = seg_states(hidden, where)
-        if self.config.seg_config.merge == "each":
+        if self.merge == "each":
             each: Tensor = self.seg_projector(states)
             return each
-        merged = self.seg_projector(mean_per_row(states, where, len(hidden)))
+        merged: Tensor = self.seg_projector(mean_per_row(states, where, len(hidden)))
         spoke = torch.bincount(where.rows, minlength=len(hidden)) > 0
         return merged * spoke[:, None]  # the reference prompts with zeros where nothing was said
 
@@ -278,7 +279,7 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         where = find_seg_tokens(input_ids, self.config.seg_token_id)
         shown = places_before(input_ids, self.config.image_token_id, self.config.num_image_tokens)
         text = self.seg_prompts(hidden, where)
-        place = shown[:, -1] if self.config.seg_config.merge == "mean" else shown[where.rows, where.positions]
+        place = shown[:, -1] if self.merge == "mean" else shown[where.rows, where.positions]
         if (place == 0).any():
             raise ValueError("a [SEG] stands before any volume: there is nothing to draw on")
         return self.draw(features, text=text, volume_index=volume_index[place - 1], prompts=prompts)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -18,17 +18,25 @@ IMAGE_TOKEN, BOX_START, BOX_END, SEG_TOKEN = "<im_patch>", "<bx_start>", "<bx_en
 PREPROCESS_NAME = "preprocess.json"
 
 
-def add_m3d_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+class TokenIds(TypedDict):
+    """The fields of `M3DConfig` that hold our tokens' ids."""
+
+    image_token_id: int
+    box_start_token_id: int
+    box_end_token_id: int
+    seg_token_id: int
+
+
+def add_m3d_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
     """Teach a tokenizer our four tokens, in the reference's order; returns the config fields that hold their ids."""
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, BOX_START, BOX_END]})
     tokenizer.add_tokens([SEG_TOKEN])
-    names = {
-        "image_token_id": IMAGE_TOKEN,
-        "box_start_token_id": BOX_START,
-        "box_end_token_id": BOX_END,
-        "seg_token_id": SEG_TOKEN,
-    }
-    return {field: int(tokenizer.convert_tokens_to_ids(token)) for field, token in names.items()}
+    return TokenIds(
+        image_token_id=_id_of(tokenizer, IMAGE_TOKEN),
+        box_start_token_id=_id_of(tokenizer, BOX_START),
+        box_end_token_id=_id_of(tokenizer, BOX_END),
+        seg_token_id=_id_of(tokenizer, SEG_TOKEN),
+    )
 
 
 def read_preprocess(folder: Path) -> Preprocess:
@@ -43,6 +51,12 @@ def read_preprocess(folder: Path) -> Preprocess:
     return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
+def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)
+    return found
+
+
 class M3DProcessor(ProcessorMixin):
     """Prepare scans with the checkpoint's own `Preprocess` and write prompts with placeholders for them.
 
@@ -52,7 +66,7 @@ class M3DProcessor(ProcessorMixin):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, preprocess: Preprocess, num_image_tokens: int) -> None:
         self.preprocess, self.num_image_tokens = preprocess, num_image_tokens
-        super().__init__(tokenizer)
+        super().__init__(tokenizer)  # type: ignore[no-untyped-call]
 
     def __call__(
         self,
@@ -110,7 +124,11 @@ class M3DProcessor(ProcessorMixin):
         texts: list[str] = self.tokenizer.batch_decode(ids, **({"skip_special_tokens": False} | kwargs))
         return texts
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> list[str]:  # noqa: ANN401
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[str]:
         """Write tokenizer, ``processor_config.json`` and ``preprocess.json``."""
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +138,11 @@ class M3DProcessor(ProcessorMixin):
         return [str(folder / PREPROCESS_NAME)]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "M3DProcessor":  # noqa: ANN401
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> "M3DProcessor":
         """Read a checkpoint folder's tokenizer, preprocess and number of image tokens.
 
         Raises:

@@ -23,6 +23,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from data_prep.atomic import atomic_path
 from data_prep.preprocess import Foreground, Preprocess, Window
 from m3d.config import load_config
+from m3d.inference.load import pick_device
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
 from m3d.models.processing import add_m3d_tokens
 from m3d.tasks import TASKS, render
@@ -189,7 +190,7 @@ def build(
 def save(
     folder: Path, model: M3DForConditionalGeneration, processor: M3DProcessor, config: TinyConfig, step: int
 ) -> None:
-    """Write a checkpoint folder that `m3d.load` reads: half-precision weights, tokenizer, preprocess, recipe, manifest."""
+    """Write a checkpoint that `m3d.load` reads: weights in half precision, tokenizer, preprocess, recipe, manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=half)
@@ -211,13 +212,6 @@ def save(
             temporary.write_text(text, encoding="utf-8")
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one."""
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare, build, train, save."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -235,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     cases = read_cases(config, preprocess)
     model, processor = build(config, cases, preprocess)
-    model.to(device)
+    model.to(device)  # type: ignore[arg-type]
     batches = Batches(
         cases=cases,
         processor=processor,

@@ -8,6 +8,7 @@ Texts are rendered after augmentation, so boxes and masks are those of the pictu
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,8 +40,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move every tensor."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        moved: dict[str, Any] = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device) for name, value in moved.items()})
 
 
 def encode_exchange(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:

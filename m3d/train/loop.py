@@ -68,6 +68,7 @@ def fit(
         for step in range(start, config.steps):
             began = time.monotonic()
             batch = batches.draw(step).to(device)
+            torch.manual_seed(step)  # for dropout: a resumed run repeats an uninterrupted one
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 losses = objective(batch, torch.Generator().manual_seed(step))
             total = torch.stack(list(losses.values())).sum()

@@ -28,7 +28,7 @@ def balanced_bce(logits: Tensor, target: Tensor, positive_share: float) -> Tenso
     """BCE whose positive voxels weigh ``positive_share`` of the grid's size: ``(M, 1, D, H, W)`` -> a number.
 
     0 is the paper's plain mean. A structure that fills a ten-thousandth of the grid is all but invisible to that mean,
-    and Dice has no gradient while the mask is empty; a tenth here lets both begin. An empty target keeps the plain mean.
+    and Dice has no gradient while the mask is empty; a tenth lets both begin. An empty target keeps the plain mean.
     """
     if positive_share == 0:
         return bce_loss(logits, target)
@@ -39,7 +39,7 @@ def balanced_bce(logits: Tensor, target: Tensor, positive_share: float) -> Tenso
 
 
 class TalkAndDraw(nn.Module):
-    """Losses of an instruction batch: ``text``, ``dice``, ``bce`` of every ``[SEG]``, and the same of geometric prompts.
+    """Losses of an instruction batch: ``text``, ``dice``, ``bce`` of every ``[SEG]``, and those of geometric prompts.
 
     ``simulated`` > 0 draws that many of a batch's masks once more from a box or clicks, and once more from that answer
     with a corrective click, as interactive segmentation is trained (SegVol, section 3.3; SAM, appendix A).

@@ -78,12 +78,25 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image_size=list(GRID), patch_size=[4, 8, 8], hidden_size=16, intermediate_size=32, **sizes
         ),
         text_config=LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, bos_token_id=1, eos_token_id=2,
-            pad_token_id=0, **sizes,
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            **sizes,
         ),  # fmt: skip
         seg_config=M3DSegConfig(
-            decoder_heads=2, decoder_mlp_dim=32, iou_hidden_size=16, num_masks=1, coordinates="grid",
-            upscale_norm="channel", mask_prompt=True, detail_channels=4, detail_filters=8, projector_dropout=0.0,
+            decoder_heads=2,
+            decoder_mlp_dim=32,
+            iou_hidden_size=16,
+            num_masks=1,
+            coordinates="grid",
+            upscale_norm="channel",
+            mask_prompt=True,
+            detail_channels=4,
+            detail_filters=8,
+            projector_dropout=0.0,
         ),  # fmt: skip
         pool_size=1,
         **ids,

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
+
+import m3d
 from data_prep.boxes import Box
 from data_prep.volume import BadScan, Volume
 from data_prep.write import write_volume
-
-import m3d
 from m3d.inference.checkpoints import resolve
 
 GRID = (8, 16, 24)
