@@ -85,7 +85,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
             eos_token_id=2,
             pad_token_id=0,
             **sizes,
-        ),  # fmt: skip
+        ),
         seg_config=M3DSegConfig(
             decoder_heads=2,
             decoder_mlp_dim=32,
@@ -97,7 +97,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
             detail_channels=4,
             detail_filters=8,
             projector_dropout=0.0,
-        ),  # fmt: skip
+        ),
         pool_size=1,
         **ids,
     )

@@ -60,5 +60,8 @@ def test_a_checkpoint_without_preprocess_or_with_a_damaged_one_is_told(tmp_path)
 
 
 def test_looking_needs_no_torch():
-    code = "import sys, m3d.inference.look_at, m3d.inference.results, m3d.inference.checkpoints; assert 'torch' not in sys.modules"
+    code = """
+import sys, m3d.inference.look_at, m3d.inference.results, m3d.inference.checkpoints
+assert "torch" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

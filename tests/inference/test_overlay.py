@@ -61,7 +61,8 @@ def test_every_stored_orientation_gives_the_same_radiological_picture(codes):
     assert (axial.letters[2:], coronal.letters[2:], sagittal.letters) == ("AP", "SI", "APSI")
     assert (axial.spacing, coronal.spacing, sagittal.spacing) == ((2.0, 1.0), (3.0, 1.0), (3.0, 2.0))
 
-    for plane, reference in zip((axial, coronal, sagittal), mid_planes(upright()[0], [Finding("b", upright()[1])])):
+    expected = mid_planes(upright()[0], [Finding("blob", upright()[1])])
+    for plane, reference in zip((axial, coronal, sagittal), expected, strict=True):
         np.testing.assert_array_equal(plane.image, reference.image)
         np.testing.assert_array_equal(plane.masks[0], reference.masks[0])
         assert (plane.image[plane.masks[0]] == 200).all(), "mask and scan are turned alike"
@@ -194,13 +195,13 @@ def test_flat_scans_stack_their_flat_planes():
 def test_drawing_touches_nothing_global(tmp_path):
     code = f"""
 import sys
+from pathlib import Path
 import numpy as np
 from data_prep.volume import Volume, spl_affine
 from m3d.inference.overlay import save_overlay
 from m3d.inference.planes import Finding
-array = np.random.default_rng(0).normal(size=(6, 7, 8)).astype(np.float32)
-from pathlib import Path
-save_overlay(Path({str(tmp_path / "o.png")!r}), Volume(array, spl_affine((1, 1, 1))), [Finding("a", array > 1)], title="a")
+volume = Volume(np.random.default_rng(0).normal(size=(6, 7, 8)), spl_affine((1, 1, 1)))
+save_overlay(Path({str(tmp_path / "o.png")!r}), volume, [Finding("a", volume.array > 1)], title="a")
 assert "matplotlib.pyplot" not in sys.modules and "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -172,7 +172,7 @@ def test_weights_of_other_sizes_are_refused(taught, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config["seg_config"]["mask_prompt"] = False
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="the weights do not fit config.json"):
+    with pytest.raises(ValueError, match=r"the weights do not fit config\.json"):
         m3d.load(folder)
 
 

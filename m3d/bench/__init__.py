@@ -1,0 +1,1 @@
+"""M3D-Bench: what is measured, and by which protocol."""
