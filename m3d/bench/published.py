@@ -1,6 +1,6 @@
 """What the released evaluation computes, defects included, so that published numbers can be compared (DESIGN 7)."""
 
-# B = samples
+# B: samples
 
 import torch
 from torch import Tensor

@@ -36,7 +36,7 @@ from segvol_head.detail import detail_network
 from segvol_head.prompt_encoder import RandomFourierPosition
 
 OUTSIDE_LOGIT = -6.0
-OWN_INIT, OUTSIDE_BIAS = "_m3d_own_init", "_m3d_outside_bias"
+OWN_INIT, OUTSIDE_BIAS, UNIT_GAIN = "_m3d_own_init", "_m3d_outside_bias", "_m3d_unit_gain"
 NO_HEAD = "this checkpoint has no mask head (its seg_config is null); use one that draws"
 
 
@@ -113,8 +113,11 @@ class M3DOutput(ModelOutput):
     volume_features: M3DVolumeFeatures | None = None
 
 
-def _keep_own_init(head: SegVol) -> None:
-    """Mark the head's layers for `_init_as_torch_does`: transformers asks about each layer alone, without its place."""
+def _keep_own_init(head: SegVol, projector: nn.Sequential) -> None:
+    """Mark layers for `_init_as_torch_does`: transformers asks about each layer alone, without its place."""
+    for layer in projector:
+        setattr(layer, OWN_INIT, True)
+        setattr(layer, UNIT_GAIN, True)
     own = (head.prompt_encoder, head.mask_decoder, head.detail, head.detail_hyper)
     for layer in (layer for part in own if part is not None for layer in part.modules()):
         setattr(layer, OWN_INIT, True)
@@ -126,14 +129,18 @@ def _init_as_torch_does(layer: nn.Module) -> None:
     """Embeddings N(0, 1), linear layers and convolutions Kaiming-uniform, as in SAM and MONAI.
 
     With Hugging Face's 0.02 a chain of three layers hands on a fiftieth of its input, and masks start as a constant.
-    The last bias says "outside" to every voxel, for most are (the prior of RetinaNet, section 4.1).
+    The last bias says "outside" to every voxel, for most are (the prior of RetinaNet, section 4.1). The projector of
+    ``[SEG]`` states keeps their scale, so that a name is as loud as the head's own tokens and masks part by name early.
     """
     if isinstance(layer, nn.Embedding):
         init.normal_(layer.weight)
     elif isinstance(layer, RandomFourierPosition):
         init.normal_(layer.positional_encoding_gaussian_matrix)
     elif isinstance(layer, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
-        init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
+        if hasattr(layer, UNIT_GAIN):
+            init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        else:
+            init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
         if layer.bias is not None:
             outside = torch.zeros_like(layer.bias)
             outside[-1] = OUTSIDE_LOGIT if hasattr(layer, OUTSIDE_BIAS) else 0.0
@@ -189,11 +196,11 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         if seg is not None:
             self.merge = seg.merge
             self.seg_head = build_seg_head(seg, vision)
-            _keep_own_init(self.seg_head)
             seg_width = (seg.encoder or vision).hidden_size
             self.seg_projector = nn.Sequential(
                 nn.Linear(width, width), nn.ReLU(), nn.Linear(width, seg_width), nn.Dropout(seg.projector_dropout)
             )
+            _keep_own_init(self.seg_head, self.seg_projector)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:

@@ -212,7 +212,7 @@ def test_lora_with_whole_parts_saves_and_loads(model, batch, tmp_path):
     assert any("vision_tower" in name for name in learning) and any("seg_head" in name for name in learning)
     assert not any("language_model" in n and "lora_" not in n and "token_adapter" not in n for n in learning)
     with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
+        for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.01 * torch.randn_like(parameter))
     wrapped.eval().save_pretrained(tmp_path)
