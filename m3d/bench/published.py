@@ -1,7 +1,5 @@
 """What the released evaluation computes, defects included, so that published numbers can be compared (DESIGN 7)."""
 
-# B: samples
-
 import torch
 from torch import Tensor
 
