@@ -20,12 +20,18 @@ from data_prep.atomic import atomic_path
 
 HOME = Path(__file__).parents[1]
 TESTS = {
-    "vision_a (ViT, perceivers)": ("encoders/test_vision_parity.py::test_vision", "models/test_lamed_parity.py::test_perceivers"),
+    "vision_a (ViT, perceivers)": (
+        "encoders/test_vision_parity.py::test_vision",
+        "models/test_lamed_parity.py::test_perceivers",
+    ),
     "clip_a (CLIP pair, gradients)": ("encoders/test_vision_parity.py::test_clip",),
     "lamed_a (words, masks, gradients, generation)": ("models/test_lamed_parity.py",),
     "segvol_a (mask head)": ("segvol_head/test_segvol_parity.py",),
     "segflow (zoom-out-zoom-in)": ("segvol_head/test_zoom.py::test_all_four_modes",),
-    "losses (Dice, BCE, gradients, released Dice)": ("segvol_head/test_segvol_losses.py::test_values", "bench/test_published.py"),
+    "losses (Dice, BCE, gradients, released Dice)": (
+        "segvol_head/test_segvol_losses.py::test_values",
+        "bench/test_published.py",
+    ),
     "preproc (published preparation)": ("data_prep/test_preproc_parity.py",),
 }
 

@@ -1,6 +1,6 @@
 """Write the stored results into the documents, so that no number there is typed by hand.
 
-    python benchmarks/write_tables.py          # rewrites the marked blocks of README.md and MODEL_CARD.md
+python benchmarks/write_tables.py          # rewrites the marked blocks of README.md and MODEL_CARD.md
 """
 
 import json

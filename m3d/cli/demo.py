@@ -166,19 +166,33 @@ def _drawn(scan: Scan, name: str, folder: str, case: Case | None) -> Step:
     """A mask, judged if its truth is known; a scan where the model draws nothing is a finding, not an error."""
     from m3d.inference.scan import NoMask
 
-    what, truth = f"mask of the {name}", _truth(case, name)
     try:
         result = scan.segment(name)
     except NoMask as error:
-        step = Step(folder, what, None, problem=str(error))
-        return step if truth is None or not truth.any() else dataclasses.replace(step, score=0.0, score_name="Dice")
-    problem = "" if any(mask.array.any() for mask in result.masks) else "the model drew nothing in this scan"
-    step = Step(folder, what, result, problem=problem)
-    if truth is None or not truth.any():
+        step = Step(folder, f"mask of the {name}", None, problem=str(error))
+    else:
+        step = Step(folder, f"mask of the {name}", result, problem=_drawing_problem(result, name))
+    truth = _truth(case, name)
+    if case is None or truth is None or not truth.any():
         return step
-    assert case is not None
+    asked_for = [] if step.result is None else [mask.array for mask in step.result.masks if _same(mask.name, name)]
+    score = hard_dice(asked_for[0], truth) if asked_for else 0.0  # another structure's mask is no mask of this one
     volume = f"{truth.sum() * case.volume.voxel_ml:.1f} mL"
-    return dataclasses.replace(step, truth=volume, score=hard_dice(result.masks[0].array, truth), score_name="Dice")
+    return dataclasses.replace(step, truth=volume, score=score, score_name="Dice")
+
+
+def _drawing_problem(result: Result, name: str) -> str:
+    if not any(mask.array.any() for mask in result.masks):
+        return "the model drew nothing in this scan"
+    others = [mask for mask in result.masks if not _same(mask.name, name)]
+    if len(others) == len(result.masks):
+        drawn = ", ".join(f"{mask.name} ({mask.volume_ml:.1f} mL)" for mask in others)
+        return f"the model drew something else: {drawn}"
+    return ""
+
+
+def _same(said: str, asked: str) -> bool:
+    return said.strip().casefold() == asked.strip().casefold()
 
 
 def hard_dice(guess: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> float:

@@ -3,6 +3,7 @@
 # M = masks, E = language width, (D, H, W) = the prepared grid
 
 import copy
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -295,7 +296,8 @@ def _prefix_ids(model: M3DForConditionalGeneration, processor: M3DProcessor) -> 
 def _words(processor: M3DProcessor, answer: list[int]) -> str:
     tokenizer = processor.tokenizer
     silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    return processor.batch_decode([[token for token in answer if token not in silent]])[0].strip()
+    text = processor.batch_decode([[token for token in answer if token not in silent]])[0]
+    return re.sub(r"\s*\[SEG\]", " [SEG]", text).strip()  # the token took its space along
 
 
 def _named(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from transformers import AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from data_prep.atomic import atomic_path
 from data_prep.preprocess import Prepared, Preprocess
@@ -30,7 +30,8 @@ class TokenIds(TypedDict):
 def add_m3d_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
     """Teach a tokenizer our four tokens, in the reference's order; returns the config fields that hold their ids."""
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN, BOX_START, BOX_END]})
-    tokenizer.add_tokens([SEG_TOKEN])
+    # [SEG] takes the space before it along, so that the state which predicts it is that of the name's last token.
+    tokenizer.add_tokens([AddedToken(SEG_TOKEN, lstrip=True, special=False)])
     return TokenIds(
         image_token_id=_id_of(tokenizer, IMAGE_TOKEN),
         box_start_token_id=_id_of(tokenizer, BOX_START),

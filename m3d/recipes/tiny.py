@@ -33,6 +33,7 @@ from m3d.train.batches import Batches, place
 from m3d.train.cases import PreparedCase, openkbp, phantoms, prepare_all
 from m3d.train.loop import OptimConfig, fit
 from m3d.train.objective import LossWeights, TalkAndDraw
+from m3d.train.words import Read, WordBatches
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class TinyConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     model: ModelSizes = field(default_factory=ModelSizes)
     batches: BatchConfig = field(default_factory=BatchConfig)
+    words: OptimConfig = field(default_factory=OptimConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossWeights = field(default_factory=LossWeights)
     augment: Augment = field(default_factory=Augment)
@@ -212,6 +214,21 @@ def save(
             temporary.write_text(text, encoding="utf-8")
 
 
+def learn_words(
+    model: M3DForConditionalGeneration, batches: Batches, optim: OptimConfig, folder: Path, device: torch.device
+) -> None:
+    """First the words alone; a run that goes on finds them learned."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = WordBatches(
+        cases=batches.cases,
+        tokenizer=batches.processor.tokenizer,
+        codec=batches.codec,
+        weights=batches.weights,
+        seed=batches.seed,
+    )
+    fit(Read(model), words, optim, folder, device=device, on_save=lambda step: None)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prepare, build, train, save."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -241,6 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=config.seed,
     )
     log.info("%d cases, %.2f M parameters on %s", len(cases), sum(p.numel() for p in model.parameters()) / 1e6, device)
+    learn_words(model, batches, config.words, output / "words", device)
     objective = TalkAndDraw(model, config.loss)
     fit(
         objective,

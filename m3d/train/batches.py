@@ -97,6 +97,14 @@ def place(record: Record, case: PreparedCase, labels: Tensor) -> Record | None:
     return replace(record, target={**record.target, "boxes": boxes})
 
 
+def pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths, padded on the right: ``(B, T)`` and its attention mask."""
+    length = max(map(len, rows))
+    padded = torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+    attention = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return padded, attention
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batches:
     """Draw training batches of ``volumes`` cases with ``exchanges`` records each; seeded by step, so a step repeats."""
@@ -141,13 +149,8 @@ class Batches:
     ) -> Batch:
         tokenizer = self.processor.tokenizer
         encoded = [encode_exchange(tokenizer, self.processor.write(said.prompt), said.answer) for _, said in rows]
-        length = max(len(tokens) for tokens, _ in encoded)
-        input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-        labels, attention = torch.full_like(input_ids, IGNORED), torch.zeros_like(input_ids)
-        for row, (tokens, learned) in enumerate(encoded):
-            input_ids[row, : len(tokens)] = torch.tensor(tokens)
-            labels[row, : len(tokens)] = torch.tensor(learned)
-            attention[row, : len(tokens)] = 1
+        input_ids, attention = pad([tokens for tokens, _ in encoded], tokenizer.pad_token_id)
+        labels, _ = pad([learned for _, learned in encoded], IGNORED)
         return Batch(
             input_ids=input_ids,
             attention_mask=attention,

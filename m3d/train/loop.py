@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, Self
 
 import torch
 from torch import nn
@@ -14,9 +15,24 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from data_prep.atomic import atomic_path
-from m3d.train.batches import Batch, Batches
 
 log = logging.getLogger(__name__)
+
+
+class Batch(Protocol):
+    """What the loop needs of a batch: to be moved, and to say what is in it."""
+
+    ids: tuple[str, ...]
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move every tensor."""
+
+
+class Drawn(Protocol):
+    """A source of batches that gives the same one for the same step."""
+
+    def draw(self, step: int) -> Any:  # noqa: ANN401
+        """The batch of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +62,7 @@ class OptimConfig:
 
 def fit(
     objective: nn.Module,
-    batches: Batches,
+    batches: Drawn,
     config: OptimConfig,
     folder: Path,
     *,

@@ -56,7 +56,9 @@ class FakeScan:
         if name == "ghost":
             raise NoMask("no mask of 'ghost': the model answered 'There is no ghost.' without [SEG]")
         mask = self.volume.array > (1e9 if name == "nothing" else 200)
-        found = FoundMask(name or "prompted", mask, 0.9, float(mask.sum() * self.volume.voxel_ml))
+        found = FoundMask(
+            "larynx" if name == "impostor" else name or "prompted", mask, 0.9, float(mask.sum() * self.volume.voxel_ml)
+        )
         return self._result("segment", name or "", "It is [SEG].", masks=(found,))
 
 

@@ -144,6 +144,18 @@ def test_a_model_that_finds_nothing_is_said_and_the_rest_goes_on(fake, run, case
     assert not Path("out/overview.png").exists()
 
 
+def test_another_structures_mask_is_not_counted_as_the_one_asked_for(fake, run, case, monkeypatch):
+    monkeypatch.setattr(demo, "DRAWN", ("impostor", "mandible"))
+    monkeypatch.setitem(openkbp.NAMES, 7, "impostor")
+    monkeypatch.setitem(openkbp.NAMES, 1, "mandible")
+    code, out, _ = run("demo", case / "ct.nii.gz", "--json")
+    steps = {step["what"]: step for step in json.loads(out)["steps"]}
+    assert code == 0
+    assert steps["mask of the impostor"]["score"] == 0.0
+    assert steps["mask of the impostor"]["problem"] == "the model drew something else: larynx (6.7 mL)"
+    assert steps["mask of the mandible"]["score"] > 0.5
+
+
 def test_a_later_demo_with_force_leaves_no_older_overview(fake, run, case, monkeypatch):
     assert run("demo", case / "ct.nii.gz")[0] == 0
     assert Path("out/overview.png").exists()
