@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert command is not None
     _quieten(arguments.traceback)
     try:
-        return command.run(arguments)
+        code = command.run(arguments)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         say_error("stopped; nothing half-written was left")
         return 130

@@ -15,7 +15,7 @@ from data_prep.boxes import Box, box_of_mask, to_mm
 from data_prep.preprocess import Foreground, Preprocess, Window
 from data_prep.volume import Volume
 from m3d.cli import main
-from m3d.inference import checkpoints
+from m3d.inference import checkpoints, overlay
 from m3d.inference.results import FoundBox, FoundMask, Result
 from m3d.inference.scan import NoMask
 
@@ -92,12 +92,13 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every command runs in an empty folder, with no data and a cache of its own."""
+    """Every command runs in an empty folder, with no data and a cache of its own; pictures are small and quick."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
     monkeypatch.delenv("M3D_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(overlay, "DPI", 40)
     return here
 
 

@@ -103,9 +103,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = M3DForConditionalGeneration(config)
     processor = M3DProcessor(tokenizer, Preprocess(grid=GRID, intensity=MinMax()), config.num_image_tokens)
-    objective, batch = TalkAndDraw(model, LossWeights(bce=5.0), simulated=2), lesson_batch(processor)
+    objective, batch = TalkAndDraw(model, LossWeights(bce=5.0), simulated=3), lesson_batch(processor)
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3, betas=(0.9, 0.95))
-    for step in range(120):
+    for step in range(160):
         losses = objective(batch, torch.Generator().manual_seed(step))
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
