@@ -59,10 +59,11 @@ class SegVol(nn.Module):
         self.detail = detail
         width = prompt_encoder.width
         self.detail_hyper = None if detail is None else Mlp(width, width, width, detail.channels + 1)
+        self.detail_align = None if detail is None else nn.Linear(width, detail.channels)
 
     def init_weights(self) -> None:
         """Draw the head's weights anew, as SAM does; the image encoder has its own way."""
-        for part in (self.prompt_encoder, self.mask_decoder, self.detail, self.detail_hyper):
+        for part in (self.prompt_encoder, self.mask_decoder, self.detail, self.detail_hyper, self.detail_align):
             for module in part.modules() if part is not None else ():
                 reset = getattr(module, "reset_parameters", None)
                 if reset is not None:
@@ -122,6 +123,8 @@ class SegVol(nn.Module):
             raise ValueError("this SegVol has a detail path, these features have none; make them with `encode`")
         pens: Tensor = self.detail_hyper(low_res.mask_tokens)
         weights, bias = pens[..., :-1], pens[..., -1]
+        if self.detail_align is not None and prompts.text is not None:  # the decoder's text alignment, for detail
+            weights = weights + self.detail_align(prompts.text)[:, None]
         return logits + _draw_detail(weights, features.detail, index) + bias[..., None, None, None].float()
 
     def _check_volumes(self, volumes: Tensor) -> None:

@@ -118,7 +118,7 @@ def _keep_own_init(head: SegVol, projector: nn.Sequential) -> None:
     for layer in projector:
         setattr(layer, OWN_INIT, True)
         setattr(layer, UNIT_GAIN, True)
-    own = (head.prompt_encoder, head.mask_decoder, head.detail, head.detail_hyper)
+    own = (head.prompt_encoder, head.mask_decoder, head.detail, head.detail_hyper, head.detail_align)
     for layer in (layer for part in own if part is not None for layer in part.modules()):
         setattr(layer, OWN_INIT, True)
     if head.detail_hyper is not None:
