@@ -4,15 +4,18 @@
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import logging
 import platform
 import random
+import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -189,27 +192,53 @@ def build(
     return model, M3DProcessor(tokenizer, preprocess, model.config.num_image_tokens)
 
 
+def data_hash(cases: Sequence[PreparedCase]) -> str:
+    """SHA-256 of every prepared image and label map, in order: what was trained on, to the voxel."""
+    digest = hashlib.sha256()
+    for case in cases:
+        digest.update(case.image.tobytes())
+        digest.update(case.labels.tobytes())
+    return digest.hexdigest()
+
+
+def code_version() -> str | None:
+    """The commit of the checkout that this runs from, where it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def manifest(config: TinyConfig, cases: Sequence[PreparedCase], parameters: int, step: int) -> dict[str, Any]:
+    """Where a checkpoint comes from."""
+    packages = ("torch", "transformers", "monai", "numpy")
+    return {
+        "name": "m3d-tiny",
+        "step": step,
+        "parameters": parameters,
+        "seed": config.seed,
+        "commit": code_version(),
+        "data": {
+            "OpenKBP training patients": sum(case.id.startswith("pt_") for case in cases),
+            "phantoms": sum(case.id.startswith("phantom_") for case in cases),
+            "sha256": data_hash(cases),
+        },
+        "packages": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
+        "text_truth": "derived from masks and header by rule; no radiologist's report was used",
+    }
+
+
 def save(
-    folder: Path, model: M3DForConditionalGeneration, processor: M3DProcessor, config: TinyConfig, step: int
+    folder: Path, model: M3DForConditionalGeneration, processor: M3DProcessor, config: TinyConfig, facts: dict[str, Any]
 ) -> None:
     """Write a checkpoint that `m3d.load` reads: weights in half precision, tokenizer, preprocess, recipe, manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
-    packages = ("torch", "transformers", "monai", "numpy")
-    manifest = {
-        "name": "m3d-tiny",
-        "step": step,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "seed": config.seed,
-        "training_data": {"OpenKBP train": bool(config.data.openkbp), "phantom seeds": config.data.phantoms},
-        "packages": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
-        "text_truth": "derived from masks and header by rule; no radiologist's report was used",
-    }
     recipe = asdict(config)
     recipe["data"]["openkbp"] = "OpenKBP" if config.data.openkbp else None  # no paths of the machine it ran on
-    for name, text in (("manifest.json", json.dumps(manifest, indent=1)), ("recipe.yaml", yaml.safe_dump(recipe))):
+    recipe["output"] = "runs/tiny"
+    for name, text in (("manifest.json", json.dumps(facts, indent=1)), ("recipe.yaml", yaml.safe_dump(recipe))):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
@@ -258,6 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         seed=config.seed,
     )
     log.info("%d cases, %.2f M parameters on %s", len(cases), sum(p.numel() for p in model.parameters()) / 1e6, device)
+    facts = manifest(config, cases, sum(p.numel() for p in model.parameters()), 0)
     learn_words(model, batches, config.words, output / "words", device)
     objective = TalkAndDraw(model, config.loss)
     fit(
@@ -266,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config.optim,
         output,
         device=device,
-        on_save=lambda step: save(output / "m3d-tiny", model, processor, config, step),
+        on_save=lambda step: save(output / "m3d-tiny", model, processor, config, facts | {"step": step}),
     )
 
 
