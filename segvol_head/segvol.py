@@ -124,7 +124,7 @@ class SegVol(nn.Module):
         pens: Tensor = self.detail_hyper(low_res.mask_tokens)
         weights, bias = pens[..., :-1], pens[..., -1]
         if self.detail_align is not None and prompts.text is not None:  # the decoder's text alignment, for detail
-            weights = weights + self.detail_align(prompts.text)[:, None]
+            weights = weights + self.detail_align(prompts.text.to(weights.dtype))[:, None]
         return logits + _draw_detail(weights, features.detail, index) + bias[..., None, None, None].float()
 
     def _check_volumes(self, volumes: Tensor) -> None:

@@ -104,14 +104,24 @@ def test_the_volume_is_encoded_once(model, monkeypatch):
     assert seen == [1]
 
 
-def test_points_and_boxes_draw_and_every_prompt_changes_the_result(scan, truth):
-    named = scan.segment("block").masks[0]
+def test_points_and_boxes_draw_without_a_name(scan, truth):
     clicked = scan.segment(points=[((3, 7, 8), 1)]).masks[0]
     boxed = scan.segment(box=Box(lo=(2, 4, 6), hi=(6, 12, 12))).masks[0]
     assert clicked.name == "prompted by points" and boxed.name == "prompted by box"
     assert dice(boxed.array, truth) > 0.5
-    both = scan.segment("block", points=[((3, 7, 8), 0)]).masks[0]
-    assert both.name == "block" and (both.score != named.score)
+
+
+def test_a_name_and_geometry_reach_the_head_together(scan, monkeypatch):
+    asked = []
+    draw = scan.model.draw
+    monkeypatch.setattr(scan.model, "draw", lambda *args, **kwargs: (asked.append(kwargs), draw(*args, **kwargs))[1])
+    result = scan.segment("block", points=[((3, 7, 8), 0)], box=Box(lo=(2, 4, 6), hi=(6, 12, 12)))
+    (given,) = asked
+    assert [mask.name for mask in result.masks] == ["block"]
+    assert given["text"].shape == (1, 16)  # what [SEG] says
+    assert given["prompts"].points.tolist() == [[[3, 7, 8]]]  # the grid is the scan's own here
+    assert given["prompts"].point_labels.tolist() == [[0]]
+    assert given["prompts"].boxes.tolist() == [[2, 4, 6, 5, 11, 11]]  # half-open, as inclusive corners
 
 
 @pytest.mark.parametrize(
