@@ -148,7 +148,8 @@ def test_detail_adds_what_the_token_grid_cannot_show(small_segvol):
 def test_detail_is_a_dot_product_with_its_features(small_segvol):
     model, prompts = small_segvol(detail=detail_network(3, 8)), Prompts(text=text(1))
     features = model.features(torch.randn(1, TOKENS, WIDTH), torch.rand(1, 1, *SIZE))
-    *weights, bias = model.detail_hyper(model.low_res(features, prompts).mask_tokens)[0, 0]
+    *hyper, bias = model.detail_hyper(model.low_res(features, prompts).mask_tokens)[0, 0]
+    weights = torch.stack(hyper) + model.detail_align(prompts.text)[0]  # the text also picks features directly
     without = SegVol(None, model.prompt_encoder, model.mask_decoder, image_size=SIZE)
     expected = without.decode(ImageFeatures(features.tokens), prompts) + bias
     for weight, feature in zip(weights, features.detail[0], strict=True):
