@@ -21,6 +21,7 @@ from tqdm import tqdm
 import m3d
 from data_prep.atomic import atomic_path
 from data_prep.boxes import box_of_mask, iou
+from data_prep.case import Case
 from data_prep.openkbp import cases, read_case
 from data_prep.questions import derived_records
 from m3d.tasks import TASKS
@@ -45,7 +46,7 @@ def draw(scan: m3d.Scan, name: str, truth: np.ndarray) -> float:
     return dice(masks[0].array, truth) if masks else 0.0
 
 
-def examine(scan: m3d.Scan, case: object, rows: dict[str, list[float]]) -> None:
+def examine(scan: m3d.Scan, case: Case, rows: dict[str, list[float]]) -> None:
     """Everything that is measured on one case by one (seeing or blind) scan."""
     for name in case.names.values():
         truth = case.mask(name)

@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_prep.atomic import atomic_path
 from data_prep.boxes import Box
 from data_prep.steps import Lattice, View, crop, foreground, reorient, resample, transform_box, transform_points
 from data_prep.volume import BadScan, Volume
+
+FILE_NAME = "preprocess.json"
 
 __all__ = ["Foreground", "Intensity", "MinMax", "Percentile", "Prepared", "Preprocess", "Window", "rescale"]
 
@@ -155,6 +160,29 @@ class Preprocess:
             if values.get(name) is not None:
                 values[name] = tuple(values[name])
         return cls(**values)
+
+    @classmethod
+    def read(cls, folder: Path) -> Preprocess:
+        """Read how a checkpoint folder prepares its scans.
+
+        Raises:
+            FileNotFoundError: It has no ``preprocess.json``.
+            ValueError: That file is damaged.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing: this is no M3D checkpoint, or it is not whole")
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def write(self, folder: Path) -> Path:
+        """Write ``preprocess.json`` into a checkpoint folder; `read` is the way back."""
+        path = folder / FILE_NAME
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1), encoding="utf-8")
+        return path
 
     def _box(self, volume: Volume) -> Box:
         if self.crop is None:

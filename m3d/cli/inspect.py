@@ -33,13 +33,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Inspect."""
+    from data_prep.preprocess import Preprocess
     from m3d.inference.checkpoints import resolve
-    from m3d.inference.look_at import look_at, read_preprocess
+    from m3d.inference.look_at import look_at
     from m3d.inference.results import PICTURE_BYTES, staged, write_json
 
     check_out(arguments, [PICTURE, FACTS])
     folder = resolve(arguments.model)
-    preprocess = read_preprocess(folder)
+    preprocess = Preprocess.read(folder)
     volume = read_scan(arguments)
     with working("preparing it as the model would"):
         seen = look_at(volume, preprocess, model_id=folder.name, path=arguments.scan)

@@ -5,7 +5,6 @@ Only a checkpoint's ``preprocess.json`` is read, so nothing here needs torch.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from data_prep.volume import Volume
 from m3d.inference.planes import NOTICE, Finding, Window, choose_window, is_oblique, mid_planes
 from m3d.inference.results import describe_scan
 
-__all__ = ["Look", "look_at", "read_preprocess"]
+__all__ = ["Look", "look_at"]
 
 SCHEMA = "m3d.inspect/1"
 SEEN = "the model sees this"
@@ -118,22 +117,6 @@ def look_at(volume: Volume, preprocess: Preprocess, *, model_id: str, path: Path
         BadScan: The model could see nothing in it.
     """
     return Look(volume, preprocess.apply(volume), preprocess, model_id, path)
-
-
-def read_preprocess(folder: Path) -> Preprocess:
-    """Read how a checkpoint prepares its scans.
-
-    Raises:
-        FileNotFoundError: It has no ``preprocess.json``.
-        ValueError: That file is damaged.
-    """
-    path = folder / "preprocess.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: this is no M3D checkpoint, or it is not whole")
-    try:
-        return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def _facts(volume: Volume) -> str:

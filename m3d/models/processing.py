@@ -1,6 +1,5 @@
 """M3DProcessor: a scan and words in, tensors out; the one place that knows how a prompt is written."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -9,13 +8,11 @@ import numpy as np
 import torch
 from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-from data_prep.atomic import atomic_path
 from data_prep.preprocess import Prepared, Preprocess
 from data_prep.volume import Volume
 from m3d.models.config import M3DConfig
 
 IMAGE_TOKEN, BOX_START, BOX_END, SEG_TOKEN = "<im_patch>", "<bx_start>", "<bx_end>", "[SEG]"
-PREPROCESS_NAME = "preprocess.json"
 
 
 class TokenIds(TypedDict):
@@ -38,18 +35,6 @@ def add_m3d_tokens(tokenizer: PreTrainedTokenizerBase) -> TokenIds:
         box_end_token_id=_id_of(tokenizer, BOX_END),
         seg_token_id=_id_of(tokenizer, SEG_TOKEN),
     )
-
-
-def read_preprocess(folder: Path) -> Preprocess:
-    """The `Preprocess` of a checkpoint folder.
-
-    Raises:
-        FileNotFoundError: The folder has no ``preprocess.json``: it is not an M3D checkpoint.
-    """
-    path = folder / PREPROCESS_NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {PREPROCESS_NAME}: not an M3D checkpoint, or its download was cut")
-    return Preprocess.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
@@ -134,9 +119,7 @@ class M3DProcessor(ProcessorMixin):
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
-        with atomic_path(folder / PREPROCESS_NAME) as temporary:
-            temporary.write_text(json.dumps(self.preprocess.to_dict(), indent=1), encoding="utf-8")
-        return [str(folder / PREPROCESS_NAME)]
+        return [str(self.preprocess.write(folder))]
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -152,7 +135,7 @@ class M3DProcessor(ProcessorMixin):
         folder = Path(pretrained_model_name_or_path)
         config = M3DConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return cls(tokenizer, read_preprocess(folder), config.num_image_tokens)
+        return cls(tokenizer, Preprocess.read(folder), config.num_image_tokens)
 
 
 AutoProcessor.register(M3DConfig, M3DProcessor)

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep.preprocess import Foreground, Preprocess, Window
 from data_prep.volume import Volume, spl_affine
-from m3d.inference.look_at import look_at, read_preprocess
+from m3d.inference.look_at import look_at
 
 
 def scan() -> Volume:
@@ -50,13 +50,13 @@ def test_the_picture_has_both_rows(tmp_path):
 
 def test_a_checkpoint_without_preprocess_or_with_a_damaged_one_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"preprocess\.json is missing"):
-        read_preprocess(tmp_path)
+        Preprocess.read(tmp_path)
     (tmp_path / "preprocess.json").write_text('{"grid": [8, 8')
     with pytest.raises(ValueError, match=r"preprocess\.json: "):
-        read_preprocess(tmp_path)
+        Preprocess.read(tmp_path)
     (tmp_path / "preprocess.json").write_text('{"grid": [8, 8, 8], "spacings": null}')
     with pytest.raises(ValueError, match="did you mean 'spacing'"):
-        read_preprocess(tmp_path)
+        Preprocess.read(tmp_path)
 
 
 def test_looking_needs_no_torch():
