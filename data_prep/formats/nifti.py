@@ -13,6 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
@@ -46,7 +47,8 @@ def read_nifti(path: Path) -> Volume:
 
 def _open(path: Path) -> nib.Nifti1Image:
     try:
-        image = nib.load(path)
+        with LoggingOutputSuppressor():  # what it would say of a bad spacing, we say ourselves
+            image = nib.load(path)
         header: Any = type(image.header)
         with ImageOpener(str(path)) as file:
             raw = header.from_fileobj(file, check=False)  # `load` repairs a bad spacing in silence

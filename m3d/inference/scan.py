@@ -112,7 +112,7 @@ class Scan:
         A point is ``((d, h, w), label)``, label 1 inside and 0 outside the structure.
 
         Raises:
-            NoMask: The model answered the name without drawing.
+            NoMask: The model answered the name without drawing, or drew something else.
             ValueError: Nothing was asked for, or a point or box lies outside the scan.
         """
         began = time.monotonic()
@@ -126,11 +126,14 @@ class Scan:
         spoken = self._speak(prompt, MAX_NEW_TOKENS)
         if spoken.prompts is None:
             raise NoMask(f"no mask of {name!r}: the model answered {spoken.text!r} without [SEG]")
-        names = named_masks(spoken.text)
-        said = [other for other in names if other.lower() != name.strip().lower()]
+        asked = name.strip()
+        names = [
+            said or asked for said in named_masks(spoken.text)
+        ]  # "it is [SEG]" names nothing: it is what was asked
+        if asked.lower() not in [said.lower() for said in names]:
+            drawn = ", ".join(map(repr, names))
+            raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
         masks, notes = self._draw(names, spoken.prompts, geometry)
-        if said:
-            notes = (*notes, f"asked for {name!r}, the model drew {', '.join(map(repr, said))}")
         return self._result("segment", prompt, spoken.text, (), masks, notes, began)
 
     # -- talking --------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ LESSONS = {
     "Segment the ghost.": "There is no ghost in this scan.",
     "Where is the block?": "The block is at <bx_start>[0.250, 0.250, 0.250, 0.750, 0.750, 0.500]<bx_end>.",
     "Write a report of this scan.": "A bright block.",
+    "Segment the banana.": "Here is the block [SEG].",
+    "Segment the thing.": "Sure, it is [SEG].",
     "Draw both.": "Here is the block [SEG] and shadow [SEG].",
 }
 
@@ -52,8 +54,8 @@ def lesson_batch(processor: M3DProcessor) -> Batch:
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in rows])
     labels = torch.tensor([learned + [IGNORED] * (length - len(learned)) for _, learned in rows])
-    masks = torch.zeros(3, 1, *GRID, dtype=torch.bool)
-    masks[:2, 0, 2:6, 4:12, 6:12] = True  # block, block; the shadow is empty
+    masks = torch.zeros(5, 1, *GRID, dtype=torch.bool)
+    masks[:4, 0, 2:6, 4:12, 6:12] = True  # blocks; the shadow is empty
     return Batch(
         input_ids=ids,
         attention_mask=(ids != 0).long(),
@@ -61,7 +63,7 @@ def lesson_batch(processor: M3DProcessor) -> Batch:
         pixel_values=processor.pixels(block_scan())[None],
         volume_index=torch.zeros(len(rows), dtype=torch.long),
         masks=masks,
-        mask_volume=torch.zeros(3, dtype=torch.long),
+        mask_volume=torch.zeros(5, dtype=torch.long),
         ids=tuple(LESSONS),
     )
 
@@ -105,7 +107,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor = M3DProcessor(tokenizer, Preprocess(grid=GRID, intensity=MinMax()), config.num_image_tokens)
     objective, batch = TalkAndDraw(model, LossWeights(bce=5.0), simulated=3), lesson_batch(processor)
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3, betas=(0.9, 0.95))
-    for step in range(160):
+    for step in range(200):
         losses = objective(batch, torch.Generator().manual_seed(step))
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -80,6 +80,12 @@ def test_an_answer_without_seg_is_an_error_that_repeats_it(scan):
         scan.segment("ghost")
 
 
+def test_another_name_is_no_answer_and_no_name_is_the_one_asked_for(scan):
+    with pytest.raises(m3d.NoMask, match="no mask of 'banana': the model drew 'block' instead"):
+        scan.segment("banana")
+    assert [mask.name for mask in scan.segment("thing").masks] == ["thing"]
+
+
 def test_a_box_comes_in_voxels_and_mm(scan):
     (box,) = scan.locate("block").boxes
     assert box.name == "block"
