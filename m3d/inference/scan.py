@@ -127,9 +127,8 @@ class Scan:
         if spoken.prompts is None:
             raise NoMask(f"no mask of {name!r}: the model answered {spoken.text!r} without [SEG]")
         asked = name.strip()
-        names = [
-            said or asked for said in named_masks(spoken.text)
-        ]  # "it is [SEG]" names nothing: it is what was asked
+        # "Sure, it is [SEG]." names nothing: that mask is what was asked for.
+        names = [said or asked for said in named_masks(spoken.text)]
         if asked.lower() not in [said.lower() for said in names]:
             drawn = ", ".join(map(repr, names))
             raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
