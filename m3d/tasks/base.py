@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import yaml
 
 from data_prep.record import Record
+from m3d.config import lookup
 from m3d.tasks.codecs import BoxCodec
 
 
@@ -73,6 +74,4 @@ def render(
     Raises:
         KeyError: No task has the record's name.
     """
-    if record.task not in tasks:
-        raise KeyError(f"record {record.id}: unknown task {record.task!r}; known: {', '.join(sorted(tasks))}")
-    return tasks[record.task].render(record, Phrases(lang, rng), codec)
+    return lookup(tasks, record.task).render(record, Phrases(lang, rng), codec)

@@ -75,6 +75,3 @@ class Frac3:
         if any(a == b for a, b in zip(lo, hi, strict=True)):
             return None
         return Box(lo=lo, hi=hi, frame="norm")
-
-
-CODECS: dict[str, type[Frac3]] = {"m3d.frac3": Frac3}

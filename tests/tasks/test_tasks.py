@@ -96,7 +96,7 @@ def test_choice_is_the_letter_that_the_answer_begins_with(text, choice):
 
 
 def test_unknown_task_and_language_are_named():
-    with pytest.raises(KeyError, match=r"unknown task 'seg.magic'"):
+    with pytest.raises(KeyError, match=r"unknown name 'seg\.magic'"):
         render(TASKS, record("seg.magic"), codec=Frac3())
     with pytest.raises(FileNotFoundError, match="no templates for lang='xx'"):
         render(TASKS, CASES["report"][0], codec=Frac3(), lang="xx")
