@@ -14,7 +14,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ import numpy.typing as npt
 
 from data_prep.atomic import atomic_path
 from data_prep.boxes import Box
-from data_prep.steps import Lattice, View, crop, foreground, reorient, resample, transform_box, transform_points
+from data_prep.steps import crop, foreground, reorient, resample
 from data_prep.volume import BadScan, Volume
+from data_prep.way import Way
 
 FILE_NAME = "preprocess.json"
 
@@ -135,6 +135,7 @@ class Preprocess:
             source=volume,
             intensity=facts,
             steps=(turn, cutting, lattice),
+            memory="F" if np.isfortran(volume.array) else "C",
             warnings=(*self._unit_warnings(volume), *self._size_warnings(turned, cut, grid)),
         )
 
@@ -214,75 +215,14 @@ class Preprocess:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Prepared:
+class Prepared(Way):
     """What the model sees: ``array`` on the grid in [0, 1], where that grid lies, and the way back to the scan."""
 
     array: npt.NDArray[np.float32]
     affine: npt.NDArray[np.float64]
     source: Volume
     intensity: dict[str, Any]
-    steps: tuple[View, View, Lattice]
     warnings: tuple[str, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of the grid."""
-        return self.steps[2].grid
-
-    @property
-    def crop(self) -> Box:
-        """The part of the scan that the model sees, in the scan's voxels."""
-        whole = Box((0, 0, 0), self.steps[2].shape)
-        return transform_box(whole, self.steps[0].matrix @ self.steps[1].matrix)
-
-    @cached_property
-    def to_scan_matrix(self) -> npt.NDArray[np.float64]:
-        """4x4, grid index -> scan index."""
-        turn, cut, lattice = self.steps
-        return np.asarray(turn.matrix @ cut.matrix @ lattice.matrix)
-
-    @cached_property
-    def to_grid_matrix(self) -> npt.NDArray[np.float64]:
-        """4x4, scan index -> grid index."""
-        return np.asarray(np.linalg.inv(self.to_scan_matrix), dtype=np.float64)
-
-    def to_scan(self, array: npt.ArrayLike, *, order: int = 1, fill: float = 0.0) -> npt.NDArray[np.float32]:
-        """Values on the grid (logits, probabilities) onto the scan's voxels; ``fill`` where the crop cut away."""
-        return self._back(np.asarray(array, dtype=np.float32), order, fill)
-
-    def mask_to_scan(self, mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """A mask or label map on the grid onto the scan's voxels: nearest voxel, same dtype, zero outside."""
-        return self._back(np.asarray(mask), 0, 0)
-
-    def mask_to_grid(self, mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """A mask or label map on the scan onto the grid: nearest voxel, same dtype, zero in the padding."""
-        mask = np.asarray(mask)
-        if mask.shape != self.source.shape:
-            raise ValueError(f"the mask has shape {mask.shape}, the scan {self.source.shape}")
-        turn, cut, lattice = self.steps
-        return lattice.apply(cut.apply(turn.apply(mask)), order=0, fill=0)
-
-    def points_to_grid(self, points: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Scan voxel indices to (fractional) grid voxel indices: ``(N, 3) -> (N, 3)``."""
-        return transform_points(points, self.to_grid_matrix)
-
-    def points_to_scan(self, points: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        """Grid voxel indices to (fractional) scan voxel indices: ``(N, 3) -> (N, 3)``."""
-        return transform_points(points, self.to_scan_matrix)
-
-    def box_to_grid(self, box: Box) -> Box:
-        """A voxel box on the scan to one on the grid: not rounded, not clipped."""
-        return transform_box(box, self.to_grid_matrix)
-
-    def box_to_scan(self, box: Box) -> Box:
-        """A voxel box on the grid to one on the scan: not rounded, not clipped."""
-        return transform_box(box, self.to_scan_matrix)
-
-    def _back(self, array: npt.NDArray[Any], order: int, fill: float) -> npt.NDArray[Any]:
-        turn, cut, lattice = self.steps
-        full = np.full_like(self.source.array, fill, dtype=array.dtype)  # in the scan's own memory order
-        lattice.undo(array, cut.apply(turn.apply(full)), order=order)
-        return full
 
 
 def rescale(array: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float32]:

@@ -5,13 +5,15 @@ Part of m3d-lamed; import through `m3d`.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BadScan", "Volume", "axcodes", "spl_affine"]
+__all__ = ["BadScan", "Volume", "array_sha256", "axcodes", "spl_affine"]
 
 _CODES = (("L", "R"), ("P", "A"), ("I", "S"))
 
@@ -75,6 +77,12 @@ class Volume:
         """Patient mm to (fractional) voxel indices: ``(N, 3) -> (N, 3)``."""
         inverse = np.linalg.inv(self.affine)
         return np.asarray(np.asarray(points_mm, dtype=np.float64) @ inverse[:3, :3].T + inverse[:3, 3])
+
+
+def array_sha256(array: npt.NDArray[Any]) -> str:
+    """SHA-256 of an array's shape and of its values as little-endian bytes in C order."""
+    values = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
+    return hashlib.sha256(str(tuple(array.shape)).encode() + values.tobytes()).hexdigest()
 
 
 def axcodes(affine: npt.NDArray[np.float64]) -> str:

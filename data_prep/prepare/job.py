@@ -1,0 +1,64 @@
+"""What is done to every scan of a store, and how a finished image is told from one that other settings made.
+
+Part of m3d-lamed; import through `m3d`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.derived import KINDS
+from data_prep.preprocess import Preprocess
+from data_prep.sources.base import Entry
+from data_prep.store import FORMAT, Kept
+
+__all__ = ["Job", "image_id"]
+
+RULES = 1  # raise it when the same input gives other files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """``kept`` is the type in which [0, 1] is stored; ``derive``, which truths are derived from masks and header."""
+
+    preprocess: Preprocess
+    kept: Kept = "uint8"
+    derive: tuple[str, ...] = KINDS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.derive) - set(KINDS))
+        if unknown:
+            raise ValueError(f"derive: {', '.join(unknown)} cannot be derived; known: {', '.join(KINDS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as they stand in ``store.json``."""
+        return {
+            "format": FORMAT,
+            "rules": RULES,
+            "preprocess": self.preprocess.to_dict(),
+            "kept": self.kept,
+            "derive": list(self.derive),
+            "seed": self.seed,
+        }
+
+    def fingerprint(self, entry: Entry) -> str:
+        """Changes whenever the settings, the entry's files or its own drafts do."""
+        files = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in entry.files if path.exists()]
+        said = [dataclasses.asdict(draft) for draft in entry.drafts]
+        whole = [self.to_dict(), entry.dataset, entry.image_id, entry.patient_id, entry.split, files, said]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def image_id(entry: Entry) -> str:
+    """``<data set>/<image>``, safe as a path on every system; unique within a store."""
+    dataset = re.sub(r"[^a-z0-9]+", "-", entry.dataset.lower()).strip("-")
+    image = re.sub(r"[^A-Za-z0-9._-]+", "_", entry.image_id).strip("._")
+    if not dataset or not image:
+        raise ValueError(f"{entry.dataset!r}/{entry.image_id!r}: nothing in it can be a file's name")
+    return f"{dataset}/{image}"
