@@ -117,7 +117,7 @@ def read_case(folder: Path | str) -> Case:
         labels=contours.array.astype(np.uint8),
         names=NAMES,
         cut_by_crop=_cut(folder),
-        source={"dataset": "OpenKBP", "license": "MIT"},
+        source={"dataset": "OpenKBP", "license": "MIT", "region": "head and neck"},
     )
 
 
