@@ -21,7 +21,8 @@ class Draft:
 
     ``boxes`` and ``masks`` hold names of the case's structures, whose geometry is taken from the prepared labels; a box
     of its own is a `Box` in the scan's voxel frame. None means that there is no such target, an empty tuple that what
-    was asked for is certainly absent. ``meta["derivation"]`` says how a derived truth was made.
+    was asked for is certainly absent. ``dataset`` is given where it is not the scan's: questions written about the
+    scans of another data set. ``meta["derivation"]`` says how a derived truth was made.
     """
 
     task: str
@@ -29,6 +30,7 @@ class Draft:
     subtask: str | None = None
     slots: Mapping[str, Any] = field(default_factory=dict)
     lang: str = "en"
+    dataset: str | None = None
     text: str | None = None
     options: tuple[str, ...] | None = None
     choice: int | None = None

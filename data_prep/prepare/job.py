@@ -9,7 +9,10 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from data_prep.derived import KINDS
@@ -51,8 +54,24 @@ class Job:
         """Changes whenever the settings, the entry's files or its own drafts do."""
         files = [(path.name, (stat := path.stat()).st_size, stat.st_mtime_ns) for path in entry.files if path.exists()]
         said = [dataclasses.asdict(draft) for draft in entry.drafts]
-        whole = [self.to_dict(), entry.dataset, entry.image_id, entry.patient_id, entry.split, files, said]
+        named = [entry.dataset, entry.license, entry.image_id, entry.patient_id, entry.split]
+        whole = [self.to_dict(), named, entry.derive, files, said, _plain(entry.read)]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _plain(value: object) -> object:
+    """What a reader was told, without the places of files: a data set that has moved is still the same."""
+    if isinstance(value, partial):
+        return [value.func.__qualname__, _plain(value.args), _plain(value.keywords)]
+    if isinstance(value, Path):
+        return value.name
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(one) for name, one in vars(value).items() if name != "root"}
+    return getattr(value, "__qualname__", str(value))
 
 
 def image_id(entry: Entry) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def prepare_case(
     *,
     identity: str | None = None,
     split: str = "train",
-    drafts: Iterable[Draft] = (),
+    drafts: Sequence[Draft] = (),
     root: Path = Path(),
 ) -> PreparedImage:
     """Put a case on the job's grid with all its records, derived ones after ``drafts``; writes nothing.
@@ -102,8 +102,8 @@ def prepare_case(
         sha256=array_sha256(case.volume.array),
         warnings=prepared.warnings,
     )
-    derived = derived_drafts(case, random.Random(f"{job.seed}/{identity}"), kinds=job.derive) if job.derive else []
-    records, dropped = to_records([*drafts, *derived], image, boxes_of_labels(labels, case.names))
+    said = [*drafts, *_derived(case, job, drafts, identity)]
+    records, dropped = to_records(said, image, boxes_of_labels(labels, case.names))
     return PreparedImage(
         image=image, array=pack(prepared.array, job.kept), labels=labels, records=records, dropped=dropped
     )
@@ -115,6 +115,7 @@ def prepare_entry(entry: Entry, *, job: Job, root: Path) -> Outcome:
     The part is written last. Errors that are no fault of the data (a full disk, a bug) are raised.
     """
     identity, fingerprint = image_id(entry), job.fingerprint(entry)
+    job = job if entry.derive is None else dataclasses.replace(job, derive=entry.derive)
     try:
         done = prepare_case(_case(entry), job, identity=identity, split=entry.split, drafts=entry.drafts, root=root)
     except (ValueError, KeyError, MemoryError, _Unread) as error:
@@ -132,6 +133,13 @@ def prepare_entry(entry: Entry, *, job: Job, root: Path) -> Outcome:
     with atomic_path(part_path(root, identity)) as temporary:
         temporary.write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
     return Outcome(image_id=identity)
+
+
+def _derived(case: Case, job: Job, drafts: Sequence[Draft], identity: str) -> list[Draft]:
+    """What follows from masks and header; a report or caption of the source's own is not given a second one."""
+    own = {draft.task for draft in drafts}
+    kinds = [kind for kind in job.derive if kind not in own]
+    return derived_drafts(case, random.Random(f"{job.seed}/{identity}"), kinds=kinds) if case.names and kinds else []
 
 
 class _Unread(Exception):

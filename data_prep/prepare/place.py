@@ -81,7 +81,7 @@ def to_record(draft: Draft, identity: str, image: StoredImage, boxes: Mapping[st
         patient_id=image.patient_id,
         split=image.split,  # type: ignore[arg-type]  # pydantic checks it
         lang=draft.lang,
-        source=Origin(dataset=image.dataset, license=image.license),
+        source=Origin(dataset=draft.dataset or image.dataset, license=None if draft.dataset else image.license),
         media=(image.media,),
         task=draft.task,
         subtask=draft.subtask,

@@ -24,7 +24,7 @@ class Entry:
 
     ``read`` reads it whenever a worker gets to it, so it must be picklable: a `functools.partial` of a function of a
     module. ``files`` are those it will read; ``drafts`` is what the source itself says of the image. ``image_id`` is
-    unique within ``dataset``.
+    unique within ``dataset``. ``derive`` says which truths are derived for it, None those that the job derives.
     """
 
     dataset: str
@@ -35,6 +35,7 @@ class Entry:
     read: Callable[[], Case]
     license: str | None = None
     drafts: tuple[Draft, ...] = ()
+    derive: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

@@ -1,5 +1,6 @@
 """A store: what is kept reads back, masks return to the scan, and a killed run goes on to the same files."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -178,6 +179,24 @@ def test_a_changed_file_is_prepared_again(tmp_path):
     scan.write_text("two, longer")
     second = prepare([entry(1, files=(scan,))], JOB, tmp_path / "store")
     assert (first.prepared, second.prepared, second.found) == (1, 1, 0)
+
+
+def test_another_option_of_a_source_is_another_image_but_another_place_is_not(tmp_path):
+    def told(**options) -> Entry:
+        return dataclasses.replace(entry(1), read=partial(phantom, 1, **options))
+
+    assert JOB.fingerprint(told()) != JOB.fingerprint(told(without=("larynx",)))
+    here, there = (dataclasses.replace(entry(1), read=partial(broken, tmp_path / name / "a.nii")) for name in "xy")
+    assert JOB.fingerprint(here) == JOB.fingerprint(there)
+
+
+def test_a_report_of_the_source_is_not_joined_by_a_derived_one():
+    own = Draft(task="report", template="m3d.report", text="Read by a radiologist.")
+    everything = Job(preprocess=PREPROCESS)
+    with_own = prepare_case(phantom(1), everything, drafts=[own]).records
+    assert [r.target.text for r in with_own if r.task == "report"] == ["Read by a radiologist."]
+    assert {"retrieval", "rec.box3d"} <= {r.task for r in with_own}
+    assert [r.meta for r in with_own if r.task == "report"] == [{}]
 
 
 def test_an_entry_that_is_no_longer_listed_is_left_out_and_counted(tmp_path):
