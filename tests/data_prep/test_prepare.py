@@ -248,7 +248,7 @@ def slow_phantom(seed: int) -> Case:
 
 
 def test_a_killed_run_goes_on_and_ends_at_the_same_files(tmp_path):
-    entries = [entry(number) for number in range(1, 7)]
+    entries = [entry(number, read=partial(slow_phantom, number)) for number in range(1, 7)]
     prepare(entries, JOB, tmp_path / "whole")
     root = tmp_path / "killed"
     script = SLOWLY.format(tests=str(Path(__file__).parent), root=str(root))
