@@ -9,6 +9,7 @@ import torch
 from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from data_prep.preprocess import Prepared, Preprocess
+from data_prep.record import PLACEHOLDER
 from data_prep.volume import Volume
 from m3d.models.config import M3DConfig
 
@@ -98,7 +99,8 @@ class M3DProcessor(ProcessorMixin):
         return torch.from_numpy(np.ascontiguousarray(prepared.array))[None]
 
     def write(self, text: str, num_volumes: int = 1) -> str:
-        """Put the placeholders of ``num_volumes`` volumes into a prompt."""
+        """Put the placeholders of ``num_volumes`` volumes into a prompt; records write ``<image>`` for one."""
+        text = text.replace(PLACEHOLDER, IMAGE_TOKEN)
         block = IMAGE_TOKEN * self.num_image_tokens
         standing = text.count(IMAGE_TOKEN)
         if standing and standing != num_volumes:
