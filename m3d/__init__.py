@@ -21,6 +21,8 @@ from m3d import torchvision_remedy
 if TYPE_CHECKING:
     from data_prep.boxes import Box
     from data_prep.preprocess import Preprocess
+    from data_prep.records import RecordFile, read_records
+    from data_prep.store import Store
     from data_prep.volume import BadScan, Volume
     from m3d.inference.load import M3D, load
     from m3d.inference.results import Result
@@ -37,6 +39,9 @@ _WHERE = {
     "BadScan": "data_prep.volume",
     "Box": "data_prep.boxes",
     "Preprocess": "data_prep.preprocess",
+    "Store": "data_prep.store",
+    "RecordFile": "data_prep.records",
+    "read_records": "data_prep.records",
     "M3DConfig": "m3d.models",
     "M3DForConditionalGeneration": "m3d.models",
     "M3DProcessor": "m3d.models",
@@ -51,10 +56,13 @@ __all__ = [
     "M3DProcessor",
     "NoMask",
     "Preprocess",
+    "RecordFile",
     "Result",
     "Scan",
+    "Store",
     "Volume",
     "load",
+    "read_records",
 ]
 
 try:

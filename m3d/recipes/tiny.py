@@ -24,7 +24,9 @@ from tqdm import tqdm
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from data_prep.atomic import atomic_path
+from data_prep.prepare import Job
 from data_prep.preprocess import Foreground, Preprocess, Window
+from data_prep.store import Store
 from m3d.config import load_config
 from m3d.inference.load import pick_device
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
@@ -33,18 +35,21 @@ from m3d.tasks import TASKS, render
 from m3d.tasks.codecs import Frac3
 from m3d.train.augment import Augment
 from m3d.train.batches import Batches, place
-from m3d.train.cases import PreparedCase, openkbp, phantoms, prepare_all
+from m3d.train.cases import PreparedCase, openkbp, phantoms, prepare_all, stored
 from m3d.train.loop import OptimConfig, fit
 from m3d.train.objective import LossWeights, TalkAndDraw
 from m3d.train.words import Read, WordBatches
 
 log = logging.getLogger(__name__)
 
+TAUGHT = ("report", "vqa", "rec", "reg", "seg")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which cases: a folder of OpenKBP cases, and phantoms by seed."""
+    """Which cases: a store of ``m3d data prepare``, or a folder of OpenKBP cases, and phantoms by seed."""
 
+    store: str | None = None
     openkbp: str | None = None
     phantoms: int = 64
     absent: float = 0.1
@@ -114,10 +119,16 @@ class TinyConfig:
 
 
 def read_cases(config: TinyConfig, preprocess: Preprocess) -> list[PreparedCase]:
-    """Prepare every training case; about a second each, once."""
+    """Every training case of the store, or prepared now; about a second each, once."""
+    if config.data.store:
+        store = Store(config.data.store)
+        if store.preprocess != preprocess:
+            raise ValueError(f"{config.data.store} was prepared differently; compare its preprocess.json with the config")
+        return list(tqdm(stored(config.data.store, "train"), desc="reading", unit="case"))
+    job = Job(preprocess=preprocess, derive=TAUGHT, seed=config.seed)
     real = openkbp(Path(config.data.openkbp), "train") if config.data.openkbp else iter(())
     made = phantoms(range(config.data.phantoms), absent=config.data.absent)
-    cases = prepare_all(itertools.chain(real, made), preprocess)
+    cases = prepare_all(itertools.chain(real, made), job)
     return list(tqdm(cases, desc="preparing", unit="case"))
 
 
@@ -196,7 +207,7 @@ def data_hash(cases: Sequence[PreparedCase]) -> str:
     """SHA-256 of every prepared image and label map, in order: what was trained on, to the voxel."""
     digest = hashlib.sha256()
     for case in cases:
-        digest.update(case.image.tobytes())
+        digest.update(case.array.tobytes())
         digest.update(case.labels.tobytes())
     return digest.hexdigest()
 
@@ -218,8 +229,8 @@ def manifest(config: TinyConfig, cases: Sequence[PreparedCase], parameters: int,
         "seed": config.seed,
         "commit": code_version(),
         "data": {
-            "OpenKBP training patients": sum(case.id.startswith("pt_") for case in cases),
-            "phantoms": sum(case.id.startswith("phantom_") for case in cases),
+            "OpenKBP training patients": sum(case.image.dataset == "OpenKBP" for case in cases),
+            "phantoms": sum("phantom" in case.image.dataset for case in cases),
             "sha256": data_hash(cases),
         },
         "packages": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages},
@@ -236,7 +247,8 @@ def save(
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
     recipe = asdict(config)
-    recipe["data"]["openkbp"] = "OpenKBP" if config.data.openkbp else None  # no paths of the machine it ran on
+    for name in ("store", "openkbp"):
+        recipe["data"][name] = name if recipe["data"][name] else None  # no paths of the machine it ran on
     recipe["output"] = "runs/tiny"
     for name, text in (("manifest.json", json.dumps(facts, indent=1)), ("recipe.yaml", yaml.safe_dump(recipe))):
         with atomic_path(folder / name) as temporary:

@@ -6,7 +6,7 @@ Texts are rendered after augmentation, so boxes and masks are those of the pictu
 # B = exchanges, T = tokens, V = volumes, M = [SEG] tokens of all exchanges in reading order
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data_prep.boxes import box_of_mask, to_norm
-from data_prep.record import Record
+from data_prep.laterality import bound_axes, mirrorable, mirrored, speaks_of_density, strings_in
+from data_prep.record import MaskTruth, Record
 from m3d.models.processing import M3DProcessor
 from m3d.tasks import TASKS, Rendered, render
 from m3d.tasks.codecs import BoxCodec
-from m3d.train.augment import Augment
+from m3d.train.augment import Augment, Augmented
 from m3d.train.cases import PreparedCase
 
 IGNORED = -100
@@ -60,41 +61,83 @@ def choose(records: Sequence[Record], weights: dict[str, float], count: int, rng
     by_task: dict[str, list[Record]] = {}
     for record in records:
         by_task.setdefault(record.task, []).append(record)
-    whole = [record for record in by_task.get("seg.sem", ()) if record.target["masks"]][:1]
+    whole = sorted(by_task.get("seg.sem", ()), key=lambda record: len(record.target.masks or ()))[-1:]
+    whole = [record for record in whole if record.target.masks]
     tasks = [task for task in by_task if weights.get(task, 0) > 0]
-    more = rng.choices(tasks, [weights[task] for task in tasks], k=count - len(whole))
+    more = rng.choices(tasks, [weights[task] for task in tasks], k=count - len(whole)) if tasks else []
     return [reorder(record, rng) for record in whole] + [narrow(rng.choice(by_task[task]), rng) for task in more]
 
 
 def reorder(record: Record, rng: random.Random, count: int | None = None) -> Record:
     """Ask for ``count`` of a segmentation record's masks (all by default), in any order."""
-    masks = list(record.target["masks"])
-    some = rng.sample(masks, k=count or len(masks))
-    return replace(record, slots={"objects": [mask["name"] for mask in some]}, target={"masks": some})
+    masks = list(record.target.masks or ())
+    return _asking_for(record, rng.sample(masks, k=count or len(masks)))
 
 
 def narrow(record: Record, rng: random.Random, most: int = 2) -> Record:
     """Ask for at most ``most`` of a segmentation record's masks; other records stay as they are."""
-    masks = record.target.get("masks", ())
-    return reorder(record, rng, rng.randint(1, min(most, len(masks)))) if masks else record
+    masks = record.target.masks or ()
+    several = record.task == "seg.sem" and masks
+    return reorder(record, rng, rng.randint(1, min(most, len(masks)))) if several else record
 
 
 def place(record: Record, case: PreparedCase, labels: Tensor) -> Record | None:
     """Give a record the geometry of the picture; None where what it speaks of has left the picture."""
-    masks = record.target.get("masks", ())
-    if masks:
-        seen = [mask for mask in masks if (labels == case.label_of(mask["name"])).any()]
-        slots = {"objects": [mask["name"] for mask in seen]}  # what has left the picture is not asked for
-        return replace(record, slots=slots, target={"masks": seen}) if seen else None
-    if not record.target.get("boxes"):
+    if record.target.masks:
+        seen = [mask for mask in record.target.masks if case.mask(labels, mask.name).any()]
+        if record.task == "seg.sem" and seen:
+            return _asking_for(record, seen)  # what has left the picture is not asked for
+        return record if len(seen) == len(record.target.masks) else None
+    if not record.target.boxes:
         return record
     boxes = []
-    for box in record.target["boxes"]:
-        mask = (labels == case.label_of(box.name)).numpy()
+    for box in record.target.boxes:
+        mask = case.mask(labels, box.name).numpy()
         if not mask.any():
             return None
-        boxes.append(to_norm(box_of_mask(mask, box.name), mask.shape))
-    return replace(record, target={**record.target, "boxes": boxes})
+        norm = to_norm(box_of_mask(mask, box.name), mask.shape)
+        boxes.append(box.model_copy(update={"lo": norm.lo, "hi": norm.hi, "frame": "norm"}))
+    return record.model_copy(update={"target": record.target.model_copy(update={"boxes": tuple(boxes)})})
+
+
+def spoken(records: Iterable[Record]) -> Iterator[str]:
+    """All that the texts of these records may say, templates aside."""
+    for record in records:
+        asked, true = record.prompt, record.target
+        yield from strings_in([asked.text, asked.slots, true.text, true.options, true.quantity, true.unit])
+        yield from (one.name for _, one in true.placed)
+
+
+def mirror(record: Record) -> Record:
+    """The record of the mirrored picture: left is right in every text and name."""
+    prompt, target = record.prompt, record.target
+    asked = {"text": _mirrored(prompt.text), "slots": _mirrored(prompt.slots)}
+    true: dict[str, Any] = {"text": _mirrored(target.text), "options": _mirrored(target.options)}
+    for group in ("boxes", "masks"):
+        some = getattr(target, group)
+        renamed = [one.model_copy(update={"name": mirrored(one.name)}) for one in some or ()]
+        true[group] = None if some is None else tuple(renamed)
+    return record.model_copy(
+        update={"prompt": prompt.model_copy(update=asked), "target": target.model_copy(update=true)}
+    )
+
+
+def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
+    if isinstance(value, str):
+        return mirrored(value)
+    if isinstance(value, dict):
+        return {key: _mirrored(one) for key, one in value.items()}
+    return type(value)(map(_mirrored, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _asking_for(record: Record, masks: Sequence[MaskTruth]) -> Record:
+    slots = {"objects": [mask.name for mask in masks]}
+    return record.model_copy(
+        update={
+            "prompt": record.prompt.model_copy(update={"slots": slots}),
+            "target": record.target.model_copy(update={"masks": tuple(masks)}),
+        }
+    )
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
@@ -125,19 +168,45 @@ class Batches:
         images, rows, masks, mask_volume, ids = [], [], [], [], []
         for number, case in enumerate(rng.sample(list(self.cases), self.volumes)):
             image, labels = case.tensors()
+            chosen = choose(case.records, self.weights, self.exchanges, rng)
             if self.augment is not None:
-                image, labels = self.augment(image, labels, case.spacing, generator)
+                moved = self._moved(self.augment, case, image, labels, list(spoken(chosen)), generator)
+                image, labels = moved.image, moved.labels
+                chosen = [mirror(record) for record in chosen] if moved.mirrored else chosen
             images.append(image[None])
-            for record in choose(case.records, self.weights, self.exchanges, rng):
+            for record in chosen:
                 shown = place(record, case, labels)
                 if shown is None:
                     continue
                 said = render(TASKS, shown, codec=self.codec, rng=rng)
                 rows.append((number, said))
-                masks += [(labels == case.label_of(name))[None] for name in said.masks]
+                masks += [case.mask(labels, name)[None] for name in said.masks]
                 mask_volume += [number] * len(said.masks)
                 ids.append(record.id)
         return self._collate(torch.stack(images), rows, masks, mask_volume, ids)
+
+    @staticmethod
+    def _moved(
+        augment: Augment,
+        case: PreparedCase,
+        image: Tensor,
+        labels: Tensor,
+        texts: list[str],
+        generator: torch.Generator,
+    ) -> Augmented:
+        """Augment as far as the texts of this volume stay true."""
+        bound = bound_axes(texts)
+        return augment(
+            image,
+            labels,
+            case.spacing,
+            generator,
+            sides="R" in bound,
+            bound=bound,
+            orient=case.image.media.orient,
+            density=any(map(speaks_of_density, texts)),
+            names=case.image.names if all(map(mirrorable, texts)) else None,
+        )
 
     def _collate(
         self,

@@ -1,5 +1,6 @@
 """Batches around volumes: texts, masks and boxes are those of the picture that is shown."""
 
+import dataclasses
 import random
 
 import pytest
@@ -7,13 +8,14 @@ import torch
 
 from data_prep.boxes import box_of_mask, to_norm
 from data_prep.phantoms import head_neck
+from data_prep.prepare import Job
 from data_prep.preprocess import Foreground, Preprocess, Window
 from m3d.models import M3DProcessor
 from m3d.models.processing import add_m3d_tokens
 from m3d.recipes.tiny import train_tokenizer
 from m3d.tasks.codecs import Frac3
 from m3d.train.augment import Augment
-from m3d.train.batches import Batches, encode_exchange, narrow, place
+from m3d.train.batches import Batches, encode_exchange, mirror, narrow, place, spoken
 from m3d.train.cases import prepare
 
 WEIGHTS = {"report": 1, "vqa.closed": 1, "vqa.open": 1, "rec.box3d": 1, "reg": 1, "seg.sem": 2}
@@ -25,7 +27,7 @@ def case():
         grid=(32, 32, 48), spacing=(10, 8.4, 10), intensity=Window(-200, 400), crop=Foreground(above=-400)
     )
     phantom = head_neck(1, shape=(64, 64, 64), spacing=(8, 8, 4), without=["larynx"])
-    return prepare(phantom, preprocess), preprocess
+    return prepare(phantom, Job(preprocess=preprocess)), preprocess
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +73,29 @@ def test_every_seg_has_its_mask(batches, case):
 def test_boxes_in_the_text_are_those_of_the_moved_picture(case):
     prepared, _ = case
     image, labels = prepared.tensors()
-    moved_image, moved = Augment(probability=1.0)(image, labels, prepared.spacing, torch.Generator().manual_seed(1))
-    assert not torch.equal(moved, labels)
-    record = next(r for r in prepared.records if r.task == "rec.box3d" and r.slots["object"] == "mandible")
-    placed = place(record, prepared, moved)
-    expected = to_norm(box_of_mask((moved == 7).numpy(), "mandible"), moved.shape)
-    assert placed.target["boxes"] == [expected]
-    bone = moved_image[moved == 7].mean()
-    assert bone > moved_image[moved == 3].mean()  # picture and labels moved together: the mandible is still bone
+    generator = torch.Generator().manual_seed(1)
+    after = Augment(probability=1.0)(image, labels, prepared.spacing, generator, sides=True)
+    assert not torch.equal(after.labels, labels)
+    record = next(r for r in prepared.records if r.task == "rec.box3d" and r.prompt.slots.get("object") == "mandible")
+    placed = place(record, prepared, after.labels)
+    jaw = prepared.mask(after.labels, "mandible")
+    expected = to_norm(box_of_mask(jaw.numpy(), "mandible"), jaw.shape)
+    (box,) = placed.target.boxes
+    assert (box.lo, box.hi, box.frame, box.name) == (expected.lo, expected.hi, "norm", "mandible")
+    bone = after.image[jaw].mean()
+    assert (
+        bone > after.image[prepared.mask(after.labels, "right parotid")].mean()
+    )  # picture and labels moved together: the mandible is still bone
 
 
 def test_augmentation_keeps_volumes_and_sides(case):
     prepared, _ = case
     image, labels = prepared.tensors()
     for seed in range(5):
-        _, moved = Augment(probability=1.0)(image, labels, prepared.spacing, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        moved = Augment(probability=1.0)(image, labels, prepared.spacing, generator, sides=True).labels[0]
         for value in (3, 4, 7):
-            before, after = int((labels == value).sum()), int((moved == value).sum())
+            before, after = int((labels[0] == value).sum()), int((moved == value).sum())
             assert abs(after - before) <= max(4, 0.25 * before)
         centre = {value: float((moved == value).nonzero()[:, 2].float().mean()) for value in (3, 4)}
         assert centre[4] > centre[3]  # W grows to the patient's left
@@ -95,14 +103,34 @@ def test_augmentation_keeps_volumes_and_sides(case):
 
 def test_absence_is_said_only_where_it_is_certain(case):
     prepared, _ = case
-    absent = [r for r in prepared.records if r.task == "seg.sem" and not r.target["masks"]]
-    assert [r.slots["objects"] for r in absent] == [["larynx"]]
+    absent = [r for r in prepared.records if r.task == "seg.sem" and not r.target.masks]
+    assert [r.prompt.slots for r in absent] == [{"object": "larynx"}]
     assert all(r.meta["derivation"] for r in prepared.records)
 
 
 def test_narrow_keeps_at_most_two_and_their_order_in_the_text(case):
     prepared, _ = case
-    record = next(r for r in prepared.records if r.task == "seg.sem" and r.target["masks"])
+    record = next(r for r in prepared.records if r.task == "seg.sem" and len(r.target.masks) > 2)
     some = narrow(record, random.Random(0))
-    assert 1 <= len(some.target["masks"]) <= 2
-    assert some.slots["objects"] == [mask["name"] for mask in some.target["masks"]]
+    assert 1 <= len(some.target.masks) <= 2
+    assert some.prompt.slots["objects"] == [mask.name for mask in some.target.masks]
+
+
+def test_a_mirrored_picture_is_told_mirrored(case):
+    prepared, _ = case
+    record = next(r for r in prepared.records if r.prompt.slots.get("object") == "left parotid")
+    other = mirror(record)
+    assert other.prompt.slots["object"] == "right parotid"
+    assert [box.name for box in other.target.boxes] == ["right parotid"]
+    assert mirror(other) == record
+
+
+def test_texts_that_speak_of_sides_keep_the_picture_as_it_is(case, batches):
+    prepared, preprocess = case
+    left = batches.draw(0)
+    flipping = dataclasses.replace(batches, augment=Augment(probability=0.0, flip=1.0, mirror="unless_sided"))
+    for step in range(4):
+        chosen = flipping.draw(step)
+        assert torch.equal(chosen.pixel_values, dataclasses.replace(batches, augment=None).draw(step).pixel_values)
+    assert any("parotid" in text for text in spoken(prepared.records))
+    assert left.pixel_values.shape[1:] == (1, *preprocess.grid)
