@@ -22,12 +22,13 @@ import m3d
 from data_prep.atomic import atomic_path
 from data_prep.boxes import box_of_mask, iou
 from data_prep.case import Case
+from data_prep.derived import derived_drafts
 from data_prep.openkbp import cases, read_case
-from data_prep.questions import derived_records
 from m3d.tasks import TASKS
 from m3d.tasks.codecs import Frac3
 from m3d.tasks.vqa import write_choices
 
+TAUGHT = ("larger", "volume", "length", "cut")  # the families of questions that m3d-tiny was trained on
 RESULT = Path(__file__).parent / "results" / "tiny_accuracy.json"
 
 
@@ -55,13 +56,13 @@ def examine(scan: m3d.Scan, case: Case, rows: dict[str, list[float]]) -> None:
         rows[f"dice/{name}"].append(draw(scan, name, truth))
         found = scan.locate(name).boxes
         rows[f"iou/{name}"].append(iou(found[0].voxel, box_of_mask(truth)) if found else 0.0)
-    for record in derived_records(case, random.Random(case.id)):
-        if record.task != "vqa.closed":
+    for draft in derived_drafts(case, random.Random(case.id), kinds=("vqa",)):
+        if draft.task != "vqa.closed" or draft.subtask not in TAUGHT or draft.options is None:
             continue
-        question = write_choices(record.slots["question"], record.target["options"])
+        question = write_choices(str(draft.slots["question"]), draft.options)
         said = TASKS["vqa.closed"].parse(scan.ask(question).text, Frac3())
-        rows[f"vqa/{record.subtask}"].append(float(said == record.target["choice"]))
-        rows["vqa/chance"].append(1 / len(record.target["options"]))
+        rows[f"vqa/{draft.subtask}"].append(float(said == draft.choice))
+        rows["vqa/chance"].append(1 / len(draft.options))
 
 
 def main() -> None:

@@ -71,7 +71,12 @@ def head_neck(
         labels=canvas.labels,
         names=NAMES,
         complete=True,
-        source={"dataset": "M3D head-and-neck phantom", "license": "Apache-2.0", "seed": seed},
+        source={
+            "dataset": "M3D head-and-neck phantom",
+            "license": "Apache-2.0",
+            "seed": seed,
+            "region": "head and neck",
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import types
 import typing
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -98,11 +99,20 @@ def _merge(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            raise ValueError(f"override {'.'.join(keys)}: {key!r} is a value, not a group")
-    values[keys[-1]] = value
+    """Set ``a.b.c``; a number chooses from a list (``sources.0.root``)."""
+    place: Any = values
+    for key, following in itertools.pairwise([*keys, ""]):
+        step: Any = key
+        if isinstance(place, list):
+            if not key.isdigit() or int(key) >= len(place):
+                raise ValueError(f"override {'.'.join(keys)}: {key!r} is none of the {len(place)} entries, from 0 on")
+            step = int(key)
+        elif not isinstance(place, dict):
+            raise ValueError(f"override {'.'.join(keys)}: a value stands where {key!r} should be, not a group")
+        if not following:
+            place[step] = value
+            return
+        place = place[step] if isinstance(place, list) else place.setdefault(step, {})
 
 
 def _check_keys(kind: Any, values: object, where: str) -> None:  # noqa: ANN401

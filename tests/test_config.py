@@ -85,9 +85,27 @@ def test_lookup_suggests():
 
 
 @pytest.mark.parametrize("path", sorted(config_root().rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_config_builds(path):
+def test_every_shipped_config_builds(path, tmp_path):
+    from data_prep.preprocess import Preprocess
+    from data_prep.sources.registry import build_source
+    from m3d.cli.data.prepare import PrepareConfig
     from m3d.recipes.tiny import TinyConfig
 
-    schemas = {"tiny": TinyConfig}
-    assert load_config(schemas[path.stem], path).__class__ is schemas[path.stem]
+    schema = PrepareConfig if path.parent.name == "data" else {"tiny": TinyConfig}[path.stem]
+    config = load_config(schema, path)
     assert yaml.safe_load(path.read_text(encoding="utf-8"))
+    if isinstance(config, PrepareConfig):
+        assert Preprocess.from_dict(config.preprocess)
+        for fields in config.sources:
+            assert (
+                build_source({k: v for k, v in fields.items() if k != "derive"}, root=tmp_path).name == fields["kind"]
+            )
+
+
+def test_an_override_reaches_into_a_list(tmp_path):
+    path = write(tmp_path, "run.yaml", "name: run\nstages: [{lr: 0.1}, {lr: 0.2}]")
+    assert load_config(Recipe, path, ["stages.1.lr=0.5"]).stages == (Optim(lr=0.1), Optim(lr=0.5))
+    with pytest.raises(ValueError, match=r"stages\.2\.lr: '2' is none of the 2 entries"):
+        load_config(Recipe, path, ["stages.2.lr=0.5"])
+    with pytest.raises(ValueError, match="a value stands where"):
+        load_config(Recipe, path, ["name.x=1"])

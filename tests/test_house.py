@@ -20,7 +20,10 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "funct
 CARRIED = {  # what a room may import beside the standard library and itself
     "encoders": {"torch", "einops"},
     "segvol_head": {"torch", "monai", "einops"},
-    "data_prep": {"numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom"},
+    "data_prep": {
+        *{"numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "pydantic", "yaml", "tqdm"},
+        *{"PIL", "datasketch", "openai", "ray"},  # imported where they are used
+    },
 }
 LARGEST_MB = 24
 

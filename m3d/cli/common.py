@@ -26,13 +26,17 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 SCAN_HELP = "NIfTI, NRRD, MHA/MHD, a DICOM folder or zip, or .npy with --spacing"
 
 
-def add_general_options(parser: argparse.ArgumentParser) -> None:
-    """``--json --device --out --force --traceback``, which every command takes; `set_defaults` may name a folder."""
+def add_general_options(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
+    """``--json --device --out --force --traceback``, which every command takes; `set_defaults` may name a folder.
+
+    ``device`` is left out where no model runs.
+    """
     out = parser.get_default("out")
     where = f"folder for files (default: {out})" if out else "folder for files; without it none is written"
     group = parser.add_argument_group("general")
     group.add_argument("--json", action="store_true", help="one JSON document on stdout, everything else on stderr")
-    group.add_argument("--device", choices=DEVICES, default="auto", help="auto takes CUDA, then MPS, then the CPU")
+    if device:
+        group.add_argument("--device", choices=DEVICES, default="auto", help="auto takes CUDA, then MPS, then the CPU")
     group.add_argument("--out", type=Path, metavar="DIR", default=out, help=where)
     group.add_argument("--force", action="store_true", help="replace files that exist")
     group.add_argument("--traceback", action="store_true", help="on an error, show where in the code it happened")

@@ -125,13 +125,13 @@ class _Plan:
 
 def _known_question(case: Case) -> tuple[str, str]:
     """A question whose answer the labels give, and that answer."""
-    from data_prep.questions import derived_records
+    from data_prep.derived import derived_drafts
 
-    records = [record for record in derived_records(case, random.Random(0)) if record.task == "vqa.open"]
+    drafts = [draft for draft in derived_drafts(case, random.Random(0), kinds=("vqa",)) if draft.task == "vqa.open"]
     for subtask in ASKED:
-        for record in records:
-            if record.subtask == subtask:
-                return str(record.slots["question"]), str(record.target["text"])
+        for draft in drafts:
+            if draft.subtask == subtask:
+                return str(draft.slots["question"]), str(draft.text)
     return QUESTION, ""
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import m3d
@@ -24,8 +24,10 @@ COMMANDS = {
     "segment": "draw a structure: by name, points, a box, or together",
     "inspect": "show what a model will see of a scan",
     "demo": "all of it on one scan, with files, pictures and a table",
+    "data": "from data sets and your own scans to verified records and fast volumes",
     "doctor": "check this installation and say what fixes it",
 }
+SHAPE = argparse.RawDescriptionHelpFormatter
 EPILOG = """\
 examples:
   m3d demo                                    a first look, on a scan it finds or makes
@@ -54,11 +56,8 @@ class Command(Protocol):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     words = _join_negative(sys.argv[1:] if argv is None else argv)
-    name = next((word for word in words if not word.startswith("-")), None)
-    command: Command | None = None
-    if name in COMMANDS:
-        command = importlib.import_module(f"m3d.cli.{name}")
-    arguments = _parser(name, command).parse_args(words)
+    parser, command = _parser([word for word in words if not word.startswith("-")])
+    arguments = parser.parse_args(words)
     assert command is not None
     _quieten(arguments.traceback)
     try:
@@ -78,22 +77,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser(name: str | None, command: Command | None) -> argparse.ArgumentParser:
-    """All commands by name, the chosen one with its arguments."""
-    shape = argparse.RawDescriptionHelpFormatter
+def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
+    """All commands by name, the one that ``words`` choose with its arguments."""
     parser = argparse.ArgumentParser(
-        prog="m3d", description="Talk to a 3D medical scan.", epilog=EPILOG, formatter_class=shape, allow_abbrev=False
+        prog="m3d", description="Talk to a 3D medical scan.", epilog=EPILOG, formatter_class=SHAPE, allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"m3d {m3d.__version__}")
+    return parser, _add_commands(parser, "m3d.cli", COMMANDS, words)
+
+
+def _add_commands(
+    parser: argparse.ArgumentParser, package: str, known: Mapping[str, str], words: Sequence[str]
+) -> Command | None:
+    """Add a package's commands; import the one that ``words`` begin with, which may be a package of commands itself."""
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for known, summary in COMMANDS.items():
-        chosen = known == name and command is not None
-        sub = commands.add_parser(known, help=summary, formatter_class=shape, allow_abbrev=False)
-        if chosen and command is not None:
+    chosen: Command | None = None
+    for name, summary in known.items():
+        sub = commands.add_parser(name, help=summary, formatter_class=SHAPE, allow_abbrev=False)
+        if words and words[0] == name:
+            module = f"{package}.{name.replace('-', '_')}"
+            command = importlib.import_module(module)
             sub.description, sub.epilog = command.DESCRIPTION, command.EPILOG
-            command.configure(sub)
-            add_general_options(sub)
-    return parser
+            if hasattr(command, "COMMANDS"):
+                chosen = _add_commands(sub, module, command.COMMANDS, words[1:])
+            else:
+                command.configure(sub)
+                add_general_options(sub, device=package == "m3d.cli")
+                chosen = command
+    return chosen
 
 
 def _join_negative(words: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ DPI = 150
 PANELS_WIDTH, PANELS_HEIGHT = 12.0, 5.6
 MARGIN, GAP, HEADER, CAPTION, LINE = 0.35, 0.22, 0.55, 0.3, 0.26
 LEGEND_CHAR, LEGEND_PAD = 0.077, 0.66
+WORDS_INDENT, WORDS_LINES = 0.9, 12
 BARS_MM = (100, 50, 20, 10, 5, 2, 1)
 
 
@@ -78,12 +80,22 @@ def save_overlay(
     save_png(draw_rows([row], findings, title=title, notes=[" ".join(stated), *notes]), path)
 
 
-def draw_rows(rows: Sequence[Row], findings: Sequence[Finding], *, title: str, notes: Sequence[str] = ()) -> Figure:
-    """Draw rows of planes at one scale; findings are numbered as in the planes' ``masks`` and ``boxes``."""
+def draw_rows(
+    rows: Sequence[Row],
+    findings: Sequence[Finding],
+    *,
+    title: str,
+    notes: Sequence[str] = (),
+    words: Sequence[tuple[str, str]] = (),
+) -> Figure:
+    """Draw rows of planes at one scale; findings are numbered as in the planes' ``masks`` and ``boxes``.
+
+    ``words`` are paragraphs below the legend, each with a short label, such as a question and its answer.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    page = _Page.of(rows, findings, len(notes))
+    page = _Page.of(rows, findings, len(notes), words)
     figure = Figure(figsize=(page.width, page.height), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
     page.write(figure, MARGIN, MARGIN / 2 + 0.12, title, color=INK, size=15, weight="bold", va="center")
@@ -101,6 +113,11 @@ def draw_rows(rows: Sequence[Row], findings: Sequence[Finding], *, title: str, n
                 _draw_bar(axes, plane)
         top += page.height_of(row)
     _draw_legend(figure, page, top)
+    top += len(page.legend) * LINE
+    for number, (label, line) in enumerate(page.words):
+        y = top + number * LINE + LINE / 2
+        page.write(figure, MARGIN, y, label, color=QUIET, size=10, va="center")
+        page.write(figure, MARGIN + WORDS_INDENT, y, line, color=INK, size=10, va="center")
     for number, note in enumerate([*notes, NOTICE]):
         last = number == len(notes)
         style = {"color": WARN, "size": 9, "weight": "bold"} if last else {"color": QUIET, "size": 8.5}
@@ -122,9 +139,12 @@ class _Page:
     height: float
     scale: float  # inches a mm
     legend: Sequence[Sequence[tuple[float, int, Finding]]]
+    words: Sequence[tuple[str, str]]
 
     @classmethod
-    def of(cls, rows: Sequence[Row], findings: Sequence[Finding], num_notes: int) -> _Page:
+    def of(
+        cls, rows: Sequence[Row], findings: Sequence[Finding], num_notes: int, words: Sequence[tuple[str, str]]
+    ) -> _Page:
         heights = sum(row.size_mm[0] for row in rows)
         widest = max(row.size_mm[1] for row in rows)
         tallest = PANELS_HEIGHT * (1 if len(rows) == 1 else 1.6)
@@ -132,8 +152,9 @@ class _Page:
         width = max(widest * scale + GAP * (len(rows[0].planes) - 1), 7.0) + 2 * MARGIN
         legend = list(_legend_lines(findings, width - 2 * MARGIN))
         labels = sum(bool(row.label) for row in rows) * LINE
-        below = len(legend) * LINE + LINE * 0.85 * (num_notes + 1) + MARGIN
-        page = cls(width, HEADER + labels + below, scale, legend)
+        lines = list(_word_lines(words, width - 2 * MARGIN - WORDS_INDENT))
+        below = (len(legend) + len(lines)) * LINE + LINE * 0.85 * (num_notes + 1) + MARGIN
+        page = cls(width, HEADER + labels + below, scale, legend, lines)
         return replace(page, height=page.height + sum(page.height_of(row) for row in rows))
 
     def panels(self, row: Row) -> Iterator[tuple[Plane, float, float]]:
@@ -259,6 +280,19 @@ def _legend_lines(findings: Sequence[Finding], width: float) -> Iterator[list[tu
         left += size
     if line:
         yield line
+
+
+def _word_lines(words: Sequence[tuple[str, str]], width: float) -> Iterator[tuple[str, str]]:
+    """Paragraphs in lines that fit, the label beside the first."""
+    for label, text in words:
+        wrapped = [
+            line
+            for part in text.splitlines() or [""]
+            for line in textwrap.wrap(part, max(int(width / LEGEND_CHAR), 20)) or [""]
+        ]
+        if len(wrapped) > WORDS_LINES:
+            wrapped = [*wrapped[: WORDS_LINES - 1], "…"]
+        yield from zip([label, *[""] * (len(wrapped) - 1)], wrapped, strict=True)
 
 
 def _legend_text(finding: Finding) -> str:

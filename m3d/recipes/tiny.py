@@ -123,7 +123,9 @@ def read_cases(config: TinyConfig, preprocess: Preprocess) -> list[PreparedCase]
     if config.data.store:
         store = Store(config.data.store)
         if store.preprocess != preprocess:
-            raise ValueError(f"{config.data.store} was prepared differently; compare its preprocess.json with the config")
+            raise ValueError(
+                f"{config.data.store} was prepared differently; compare its preprocess.json with the config"
+            )
         return list(tqdm(stored(config.data.store, "train"), desc="reading", unit="case"))
     job = Job(preprocess=preprocess, derive=TAUGHT, seed=config.seed)
     real = openkbp(Path(config.data.openkbp), "train") if config.data.openkbp else iter(())

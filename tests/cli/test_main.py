@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 
 from m3d.cli import main
+from m3d.cli.data import COMMANDS as DATA_COMMANDS
 from m3d.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "matplotlib", "numpy", "nibabel", "rich")
 
 
-@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)])
+NAMES = [*([name] for name in COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
+
+
+@pytest.mark.parametrize("words", [["--help"], *([*words, "--help"] for words in NAMES)], ids=" ".join)
 def test_help_imports_nothing_heavy(words):
     code = f"""
 import sys
@@ -45,16 +49,20 @@ except SystemExit:
     assert min(float(said.split()[-1]) for said in runs) < 0.3
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_teaches_with_examples_and_takes_the_common_options(name, capsys):
+EVERY = [*([name] for name in COMMANDS if name != "data"), *(["data", name] for name in DATA_COMMANDS)]
+
+
+@pytest.mark.parametrize("words", EVERY, ids=" ".join)
+def test_every_command_teaches_with_examples_and_takes_the_common_options(words, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([name, "--help"])
+        main([*words, "--help"])
     said = capsys.readouterr().out
     assert stop.value.code == 0
-    assert f"examples:\n  m3d {name}" in said
-    for option in ("--json", "--device", "--out", "--force", "--traceback"):
+    assert f"  m3d {' '.join(words)}" in said.partition("examples:\n")[2]
+    device = [] if words[0] == "data" else ["--device"]
+    for option in ("--json", "--out", "--force", "--traceback", *device):
         assert option in said
-    if name != "doctor":
+    if words[0] not in ("doctor", "data"):
         for option in ("--model", "--series", "--spacing"):
             assert option in said
 

@@ -1,11 +1,13 @@
 """Facts whose values are worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from data_prep.boxes import Box
-from data_prep.case import Case
-from data_prep.derive import facts
+from data_prep.case import Case, layered
+from data_prep.derived import facts, scan_length_mm
 from data_prep.volume import Volume
 
 # axes P, L, I with 4, 2, 3 mm; voxel (0, 0, 0) lies at R 20, A 50, S 30
@@ -13,8 +15,9 @@ AFFINE = np.array([[0, -2.0, 0, 20], [-4.0, 0, 0, 50], [0, 0, -3.0, 30], [0, 0, 
 
 
 def case_of(blocks, *, shape=(10, 21, 8), hu=0.0, **more):
-    """Labelled blocks in a body that fills the array: R runs from 20 (j = 0) to -20 (j = 20), its middle is 0."""
+    """Labelled blocks in a body from R 18 (j = 1) to R -18 (j = 19), its middle at 0; air on both of its sides."""
     array, labels = np.full(shape, hu, np.float32), np.zeros(shape, np.uint8)
+    array[:, [0, -1]] = -1000
     names = {}
     for label, (name, place, value) in enumerate(blocks, start=1):
         array[place], labels[place], names[label] = value, label, name
@@ -67,11 +70,17 @@ def test_the_side_follows_the_affine_not_the_array():
 def test_the_middle_is_the_bodys_and_a_thin_arm_does_not_shift_it():
     shape = (10, 41, 8)
     case = case_of([("a", np.s_[4:5, 5:6, 4:5], 0.0)], shape=shape, hu=-1000.0)  # R 10
-    case.volume.array[:, :11] = 50  # the body: R 20 to 0, its middle 10
-    case.volume.array[4, 11:, 4] = 50  # an arm to R -60: the middle of the outermost voxels is at -20
+    case.volume.array[:, 1:10] = 50  # the body: R 18 to 2, its middle 10
+    case.volume.array[4, 10:, 4] = 50  # an arm to R -60: the middle of the outermost voxels is at -20
     assert facts(case)["a"].side == "midline"
     empty = case_of([("a", np.s_[4:5, 5:6, 4:5], -1000.0)], shape=shape, hu=-1000.0)
-    assert facts(empty)["a"].side == "right"  # no body: the middle of the scan is at R -20
+    assert facts(empty)["a"].side is None  # no body, no side
+
+
+def test_a_body_wider_than_the_scan_tells_no_side_but_a_name_does():
+    case = case_of([("a", np.s_[4:5, 1:2, 4:5], 0.0), ("left b", np.s_[5:6, 19:20, 4:5], 0.0)])
+    case.volume.array[:, 0] = 30.0  # the right flank lies outside
+    assert [facts(case)[name].side for name in ("a", "left b")] == [None, "left"]
 
 
 def test_a_wide_structure_is_in_the_middle_though_its_centroid_is_not():
@@ -125,3 +134,76 @@ def test_labels_must_lie_on_the_scan_and_have_names():
     assert not case.mask("b").any()
     with pytest.raises(KeyError, match="no structure 'c'; known: a, b"):
         case.mask("c")
+
+
+@pytest.mark.parametrize(
+    ("place", "edges"),  # the axes grow to P, L, I
+    [
+        (np.s_[0:2, 3:5, 3:5], ("anterior",)),
+        (np.s_[8:10, 3:5, 3:5], ("posterior",)),
+        (np.s_[2:4, 0:2, 3:5], ("right",)),
+        (np.s_[2:4, 20:21, 3:5], ("left",)),
+        (np.s_[2:4, 3:5, 0:2], ("superior",)),
+        (np.s_[2:4, 3:5, 6:8], ("inferior",)),
+        (np.s_[2:4, 3:5, 0:8], ("inferior", "superior")),
+        (np.s_[0:4, 3:5, 7:8], ("anterior", "inferior")),
+        (np.s_[2:4, 3:5, 3:5], ()),
+    ],
+)
+def test_the_edges_are_the_patients(place, edges):
+    fact = facts(case_of([("a", place, 0.0)]))["a"]
+    assert fact.edges == edges
+    assert fact.touches_edge == bool(edges)
+    assert fact.whole == (not edges)
+
+
+def test_slices_are_counted_along_the_body():
+    assert facts(case_of([("a", np.s_[2:4, 3:8, 1:6], 0.0)]))["a"].slices == 5
+    assert scan_length_mm(case_of([])) == 8 * 3
+
+
+def test_layers_are_read_as_one_and_may_overlap():
+    liver, tumor = np.zeros((10, 21, 8), bool), np.zeros((10, 21, 8), bool)
+    liver[2:6, 3:9, 2:6] = True
+    tumor[3:5, 4:6, 3:5] = True
+    labels, names = layered({"liver": liver, "tumor": tumor, "nothing": np.zeros_like(liver)})
+    array = np.full(liver.shape, 10.0, np.float32)
+    array[tumor] = 40.0
+    known = facts(Case(id="x", patient_id="x", volume=Volume(array, AFFINE), labels=labels, names=names))
+    assert labels.shape[0] == 2
+    assert {name: fact.voxels for name, fact in known.items()} == {"liver": 4 * 6 * 4, "tumor": 8}
+    assert known["liver"].mean_hu == pytest.approx((88 * 10 + 8 * 40) / 96)
+    assert known["tumor"].mean_hu == 40.0
+    assert known["liver"].box == Box((2, 3, 2), (6, 9, 6), "voxel", "liver")
+
+
+def test_a_structure_spread_over_two_layers_is_one():
+    labels = np.zeros((2, 10, 21, 8), np.uint8)
+    labels[0, 2:4, 3:5, 3:5] = 1
+    labels[1, 6:8, 3:5, 3:5] = 1
+    volume = Volume(np.zeros(labels.shape[1:], np.float32), AFFINE)
+    fact = facts(Case(id="x", patient_id="x", volume=volume, labels=labels, names={1: "a"}))["a"]
+    assert (fact.voxels, fact.box) == (16, Box((2, 3, 3), (8, 5, 5), "voxel", "a"))
+
+
+def test_without_a_place_there_are_no_mm_and_without_hu_no_density():
+    case = case_of([("a", np.s_[0:2, 3:4, 3:4], 5.0), ("left b", np.s_[5:6, 3:4, 3:4], 0.0)])
+    lost = facts(replace(case, placed=False))
+    for fact in lost.values():
+        assert (fact.volume_ml, fact.centroid_mm, fact.extent_mm, fact.slices, fact.edges) == (None,) * 4 + ((),)
+    assert (lost["a"].side, lost["left b"].side) == (None, "left")
+    assert lost["a"].touches_edge  # of the array, whatever the patient's side
+    other = facts(replace(case, unit="arbitrary"))["a"]
+    assert (other.mean_hu, other.side) == (None, None)
+    assert other.volume_ml == pytest.approx(2 * 0.024)
+
+
+def test_the_extent_on_an_oblique_grid_is_that_of_the_voxels_not_of_their_box():
+    turn = np.array([[0.6, -0.8, 0], [0.8, 0.6, 0], [0, 0, 1.0]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn
+    labels = np.zeros((9, 9, 3), np.uint8)
+    labels[np.arange(1, 8), np.arange(7, 0, -1), 1] = 1  # a diagonal of 7 voxels
+    case = Case(id="x", patient_id="x", volume=Volume(labels * 10.0, affine), labels=labels, names={1: "rod"})
+    # from (1, 7) to (7, 1): 6 * (0.6 + 0.8) along R, 6 * (0.8 - 0.6) along A, and a voxel's own 1.4, 1.4 and 1 mm
+    assert facts(case)["rod"].extent_mm == pytest.approx((8.4 + 1.4, 1.2 + 1.4, 1.0))

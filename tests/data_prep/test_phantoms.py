@@ -9,7 +9,7 @@ import pytest
 
 from data_prep.analytic import Canvas, Pose, arch, capsule, ellipsoid, plate, rotation, stack, tube
 from data_prep.anatomy import BRAINSTEM, LARYNX_HALF, LARYNX_POWER, PAROTID_HALF, PAROTID_POWER, Anatomy
-from data_prep.derive import facts
+from data_prep.derived import facts
 from data_prep.phantoms import NAMES, head_neck
 
 WHOLE = {"shape": (64, 48, 100), "spacing": (4.0, 4.0, 4.0)}  # P, L, I: all organs, not the shoulders

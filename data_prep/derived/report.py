@@ -1,0 +1,128 @@
+"""A report of what masks and header tell: length, volumes, sides compared, relative places, what is cut or missing.
+
+The sentences up to those on what is missing are older than the rest and keep their order and wording, because models
+have learned them.
+
+Part of m3d-lamed; import through `m3d`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data_prep.derived import quarters
+from data_prep.derived.places import offset_mm
+from data_prep.derived.scene import Scene, draft
+from data_prep.derived.wording import is_plural, listed, millilitres, tens, towards
+from data_prep.draft import Draft
+
+__all__ = ["ENDS", "report_drafts", "titled"]
+
+NOTABLE_MM = 4.0
+MOST_VOLUMES = 6
+MOST_COMPARED = 4
+MOST_CUT = 6
+ENDS = {"superior": "top", "inferior": "bottom", "left": "patient's left", "right": "patient's right",
+        "anterior": "front", "posterior": "back"}  # fmt: skip
+
+
+def report_drafts(scene: Scene) -> Iterator[Draft]:
+    """One report of a scan."""
+    sentences = [
+        _headline(scene),
+        *_volumes(scene),
+        *_larger(scene),
+        *_cut(scene),
+        *(f"There is no {name} in this scan." for name in scene.absent),
+        *_compared(scene),
+        *_off_centre(scene),
+    ]
+    yield draft("report", text=" ".join(sentences))
+
+
+def titled(scene: Scene) -> str:
+    """What kind of scan it is, with its region where the source says it: "Head and neck CT"."""
+    region, modality = str(scene.case.source.get("region") or ""), scene.case.modality
+    return f"{region[:1].upper()}{region[1:]} {modality}" if region else modality
+
+
+def _headline(scene: Scene) -> str:
+    if scene.length_mm is None:
+        return f"{titled(scene)}."
+    return f"{titled(scene)}, {tens(scene.length_mm)} mm from top to bottom."
+
+
+def _volumes(scene: Scene) -> Iterator[str]:
+    """Those of the usual structures; in other regions of the largest ones."""
+    sizes = {name: fact.volume_ml for name, fact in scene.whole.items() if fact.volume_ml is not None}
+    names = set(quarters.REPORTED)
+    if not _usual(scene):
+        names = set(sorted(sizes, key=lambda name: sizes[name], reverse=True)[:MOST_VOLUMES])
+    for name, size in sizes.items():
+        if name in names:
+            yield f"The {name} {'measure' if is_plural(name) else 'measures'} {millilitres(size)}."
+
+
+def _cut(scene: Scene) -> Iterator[str]:
+    """What runs out of the scan: one by one, or together where it is much."""
+    cut = [name for name, fact in scene.known.items() if not fact.whole]
+    if _usual(scene) or len(cut) <= MOST_CUT:
+        yield from (f"The {name} {'run' if is_plural(name) else 'runs'} out of the scan." for name in cut)
+        return
+    for edge, end in ENDS.items():
+        names = [f"the {name}" for name in cut if scene.known[name].edges[:1] == (edge,)]
+        if names:
+            more = [f"{len(names) - MOST_CUT} more"] if len(names) > MOST_CUT else []
+            verb = "run" if len(names) > 1 or is_plural(names[0]) else "runs"
+            yield f"T{listed(names[:MOST_CUT] + more)[1:]} {verb} out of the scan at the {end}."
+
+
+def _usual(scene: Scene) -> bool:
+    """Whether it is a scan of the structures that the usual sentences are about."""
+    return not set(quarters.REPORTED).isdisjoint(scene.known)
+
+
+def _larger(scene: Scene) -> Iterator[str]:
+    pairs = _uneven(scene)
+    for names in pairs:
+        larger = scene.larger(*names)
+        if larger:
+            yield f"The {larger} is the larger one."
+
+
+def _uneven(scene: Scene) -> list[tuple[str, str]]:
+    """Left and right structures, the most different first, when there are many."""
+    return sorted(scene.pairs.values(), key=lambda names: _percent_smaller(scene, *names)[2], reverse=True)[
+        :MOST_COMPARED
+    ]
+
+
+def _percent_smaller(scene: Scene, one: str, other: str) -> tuple[str, str, float]:
+    """The smaller and the larger of two, and by how many percent of the larger they differ."""
+    small, large = sorted((one, other), key=lambda name: scene.known[name].voxels)
+    return small, large, 100 * (1 - scene.known[small].voxels / scene.known[large].voxels)
+
+
+def _compared(scene: Scene) -> Iterator[str]:
+    """Left and right: by how much they differ in volume, height and depth."""
+    for names in _uneven(scene):
+        small, large, percent = _percent_smaller(scene, *names)
+        if scene.larger(*names):
+            yield f"The {small} has {round(percent)} percent less volume than the {large}."
+        else:
+            yield f"The {names[0]} and the {names[1]} are of similar size."
+        offset = offset_mm(scene.known[names[0]], scene.known[names[1]])
+        for axis, how in ((2, "higher"), (1, "further forward")):
+            if offset is not None and abs(offset[axis]) >= NOTABLE_MM:
+                first, second = names if offset[axis] > 0 else names[::-1]
+                yield f"The {first} lies {round(abs(offset[axis]))} mm {how} than the {second}."
+
+
+def _off_centre(scene: Scene) -> Iterator[str]:
+    """Structures of the midline whose centres lie beside each other."""
+    for one, other in quarters.SIDEWAYS:
+        if one in scene.whole and other in scene.whole:
+            offset = offset_mm(scene.known[one], scene.known[other])
+            if offset is not None and abs(offset[0]) >= NOTABLE_MM:
+                side = towards(0, offset[0])
+                yield f"The centre of the {one} lies {round(abs(offset[0]))} mm {side} that of the {other}."
