@@ -43,13 +43,14 @@ def config_root() -> Path:
 def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Read a YAML file into a frozen dataclass; ``overrides`` are ``dotted.key=value`` with YAML values.
 
-    ``extends: other.yaml`` in a file takes that file, beside it, first.
+    ``extends: other.yaml`` in a file takes that file, beside it, first. A path that is not there is looked for among the
+    shipped ones, so that ``configs/tiny.yaml`` means the same in a checkout and after ``pip install``.
 
     Raises:
         FileNotFoundError: The file, or one that it extends, is not there.
         ValueError: A key is unknown, a value has the wrong type, or an override is no ``key=value``.
     """
-    values = _read(Path(path))
+    values = _read(_found(Path(path)))
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -62,6 +63,14 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(f"{path}: {where}={first['input']!r}: {first['msg']}") from None
+
+
+def _found(path: Path) -> Path:
+    """The path itself, or the shipped config of that name."""
+    if path.is_file() or path.is_absolute():
+        return path
+    shipped = config_root() / (path.relative_to("configs") if path.parts[:1] == ("configs",) else path)
+    return shipped if shipped.is_file() else path
 
 
 class _Loader(yaml.SafeLoader):

@@ -102,6 +102,15 @@ def test_every_shipped_config_builds(path, tmp_path):
             )
 
 
+def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch):
+    from m3d.recipes.tiny import TinyConfig
+
+    monkeypatch.chdir(tmp_path)
+    assert load_config(TinyConfig, "configs/tiny.yaml") == load_config(TinyConfig, config_root() / "tiny.yaml")
+    with pytest.raises(FileNotFoundError, match=r"configs/tinny\.yaml: no such config"):
+        load_config(TinyConfig, "configs/tinny.yaml")
+
+
 def test_an_override_reaches_into_a_list(tmp_path):
     path = write(tmp_path, "run.yaml", "name: run\nstages: [{lr: 0.1}, {lr: 0.2}]")
     assert load_config(Recipe, path, ["stages.1.lr=0.5"]).stages == (Optim(lr=0.1), Optim(lr=0.5))

@@ -48,7 +48,7 @@ def records() -> Path:
 def chatty(tmp_path_factory) -> Path:
     """A folder with a language model of random weights that reads bytes."""
     folder = tmp_path_factory.mktemp("models") / "tiny-chat"
-    alphabet = {token: i for i, token in enumerate(["<pad>", "</s>", *pre_tokenizers.ByteLevel.alphabet()])}
+    alphabet = {token: i for i, token in enumerate(["<pad>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
     inner = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", eos_token="</s>")

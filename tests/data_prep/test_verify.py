@@ -11,9 +11,9 @@ import pytest
 
 from data_prep.record import NEEDS
 from data_prep.terms import Terms
-from data_prep.verify import CHECKS, Finding, Settings, verify
 from data_prep.verify.facts import ReportText
-from data_prep.verify.findings import Findings
+from data_prep.verify.findings import CHECKS, Finding, Findings
+from data_prep.verify.run import Settings, verify
 from data_prep.verify.twins import check_reports, jaccard, shingles
 from data_prep.verify.words import words_of
 

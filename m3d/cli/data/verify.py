@@ -11,7 +11,7 @@ from m3d.cli.common import check_out, console, note, printable, say, say_json, s
 
 if TYPE_CHECKING:
     from data_prep.record import Record
-    from data_prep.verify import Report
+    from data_prep.verify.findings import Report
     from data_prep.verify.images import ImageResult
 
 JSON, MARKDOWN = "verify.json", "verify.md"
@@ -37,7 +37,7 @@ A warning is worth a look; an error will teach or measure something wrong. Each 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
-    from data_prep.verify import CHECKS
+    from data_prep.verify.findings import CHECKS
 
     parser.epilog = EPILOG.format(checks="\n".join(f"  {name:<10} {meaning}" for name, meaning in CHECKS.items()))
     parser.add_argument("source", type=Path, metavar="STORE", help="a store's folder, or a records.jsonl")
@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify; 1 if there is an error."""
-    from data_prep.verify import Settings, verify
+    from data_prep.verify.run import Settings, verify
 
     check_out(arguments, [JSON, MARKDOWN])
     settings = Settings(
@@ -136,7 +136,7 @@ def _print(report: Report) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from data_prep.verify import CHECKS
+    from data_prep.verify.findings import CHECKS
 
     table = Table("check", "errors", "warnings", "first findings", show_lines=True)
     fine = []
