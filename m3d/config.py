@@ -43,8 +43,8 @@ def config_root() -> Path:
 def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """Read a YAML file into a frozen dataclass; ``overrides`` are ``dotted.key=value`` with YAML values.
 
-    ``extends: other.yaml`` in a file takes that file, beside it, first. A path that is not there is looked for among the
-    shipped ones, so that ``configs/tiny.yaml`` means the same in a checkout and after ``pip install``.
+    ``extends: other.yaml`` in a file takes that file, beside it, first. A path that is not there is looked for among
+    the shipped ones, so that ``configs/tiny.yaml`` means the same in a checkout and after ``pip install``.
 
     Raises:
         FileNotFoundError: The file, or one that it extends, is not there.

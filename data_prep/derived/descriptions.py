@@ -64,13 +64,14 @@ def _by_place(scene: Scene) -> dict[str, list[str]]:
     names = [name for name, fact in scene.known.items() if fact.centroid_mm is not None]
     places = np.array([scene.known[name].centroid_mm for name in names]).reshape(-1, 3)
     alike = _alike(scene, names)
+    twins = [set(pair) for pair in scene.pairs.values()]
     found: dict[str, list[tuple[float, str]]] = {}
     for anchor, other in enumerate(names):
         offsets = places - places[anchor]  # (structures, R A S)
         for index in np.flatnonzero(_clear(offsets)).tolist() if other in scene.whole else ():
             name, axis = names[index], int(np.abs(offsets[index]).argmax())
-            if name not in scene.whole or name in quarters.OPEN_ENDED:
-                continue
+            if name not in scene.whole or name in quarters.OPEN_ENDED or {name, other} in twins:
+                continue  # "to the right of the left parotid" would say which one it is
             rivals = alike[index] & (offsets[:, axis] * offsets[index, axis] > 0)
             if rivals.sum() == 1:  # itself
                 offset, size = float(offsets[index, axis]), scene.known[name].volume_ml or 0.0

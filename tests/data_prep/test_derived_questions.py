@@ -506,3 +506,14 @@ def test_places():
     assert direction(known["right parotid"], known["spinal cord"]) is None  # as much forward as to the right
     assert len(FAMILIES) >= 20
     assert set(quarters_of.VOLUME_ML) <= set(NAMES.values())
+
+
+def test_a_description_does_not_say_its_own_name():
+    alone = [name for name in NAMES.values() if "parotid" not in name]
+    for seed in (1, 2, 3):
+        case = head_neck(seed, without=alone)
+        for draft in derived_drafts(case, random.Random(seed), kinds=("rec", "seg")):
+            if draft.subtask == "description" and (draft.boxes or draft.masks):
+                (name,) = draft.boxes or draft.masks
+                words = set(str(draft.slots["description"]).lower().replace(".", " ").replace(",", " ").split())
+                assert not set(name.split()) <= words, draft
