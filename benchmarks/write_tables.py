@@ -1,6 +1,6 @@
 """Write the stored results into the documents, so that no number there is typed by hand.
 
-python benchmarks/write_tables.py          # rewrites the marked blocks of README.md and MODEL_CARD.md
+python benchmarks/write_tables.py          # rewrites the marked blocks of README.md, MODEL_CARD.md and docs/
 """
 
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 HOME = Path(__file__).parents[1]
 RESULTS = HOME / "benchmarks" / "results"
-DOCUMENTS = (HOME / "README.md", HOME / "MODEL_CARD.md")
+DOCUMENTS = (HOME / "README.md", HOME / "MODEL_CARD.md", HOME / "docs" / "data.md")
 TITLES = {"dice": "Dice", "iou": "box IoU", "vqa": "closed VQA accuracy"}
 
 
@@ -44,7 +44,37 @@ def parity() -> str:
     )
 
 
-BLOCKS = {"accuracy": accuracy, "parity": parity}
+def formats() -> str:
+    """Bytes and read times of every format and kind of number."""
+    result = json.loads((RESULTS / "store_formats.json").read_text(encoding="utf-8"))
+    kinds = result["formats"]
+    names = sorted(kinds["uint8 [0,1]"], key=lambda name: kinds["uint8 [0,1]"][name]["read_ms"])
+    lines = ["| MiB / read ms | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for name in names:
+        cells = [f"{kinds[kind][name]['mib']:.2f} / {kinds[kind][name]['read_ms']:.2f}" for kind in kinds]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    against, worst = result["against float32 npy"], result["largest error of uint8 in a 600 HU window, HU"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"uint8 `.npy` against the reference's float32 `.npy`: {against['bytes']:.1f} times fewer bytes, read "
+            f"{against['read time']:.1f} times faster; its largest error in a 600 HU window is {worst:.2f} HU.",
+        ]
+    )
+
+
+def families() -> str:
+    """How far each family of derived questions can be answered blind."""
+    result = json.loads((RESULTS / "derived_questions.json").read_text(encoding="utf-8"))
+    lines = ["| family | n | chance | most frequent answer | usual answer to the question |", "|---|---|---|---|---|"]
+    for name, row in result["families"].items():
+        lines.append(f"| {name} | {row['n']} | {row['chance']:.2f} | {row['majority']:.2f} | {row['usual']:.2f} |")
+    said = ", ".join(f"{some} of {whole} {task} texts" for task, (some, whole) in result["distinct texts"].items())
+    return "\n".join([*lines, "", f"{result['patients']} patients (`{result['command']}`); distinct: {said}."])
+
+
+BLOCKS = {"accuracy": accuracy, "parity": parity, "formats": formats, "families": families}
 
 
 def rewrite(text: str) -> str:

@@ -1,14 +1,21 @@
-"""What the README tells a newcomer to type really runs, with the bundled model."""
+"""What the README and the documents tell a newcomer to type really runs."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from data_prep.phantoms import head_neck
+from data_prep.preprocess import Preprocess
+from data_prep.sources.registry import build_source
 from data_prep.write import write_volume
+from m3d.cli.main import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+HOME = Path(__file__).parents[1]
+README = (HOME / "README.md").read_text(encoding="utf-8")
+DATA = (HOME / "docs" / "data.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.integration
@@ -21,3 +28,30 @@ def test_the_python_block_runs_and_its_mask_has_the_scans_shape(tmp_path, monkey
     assert report.startswith("Head and neck CT")
     assert re.fullmatch(r"True [1-9]\d* mL", mandible)
     assert (tmp_path / "clicked" / "result.json").is_file()
+
+
+def test_the_commands_and_the_python_of_the_data_document_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shown = re.search(r"^```\n\$ (m3d data prepare .*?)^```", DATA, re.MULTILINE | re.DOTALL)
+    commands = [line[2:] for line in shown.group(0).splitlines() if line.startswith("$ ")]
+    assert [shlex.split(command)[2] for command in commands] == ["prepare", "verify", "show"]
+    smaller = {"prepare": ["sources.0.seeds={train: [0, 2]}", "--workers", "0"], "show": ["--task", "rec.box3d"]}
+    for command in commands:
+        words = [word for word in shlex.split(command)[1:] if "seeds" not in word]
+        assert main([*words, *smaller.get(words[1], [])]) == 0, capsys.readouterr().err
+    assert len(list((tmp_path / "samples").glob("*.png"))) >= 1
+    capsys.readouterr()
+    (block,) = re.findall(r"^```python\n(.*?)^```", DATA, re.MULTILINE | re.DOTALL)
+    exec(compile(block, "data.md", "exec"), {})
+    said = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\(64, 64, 96\) \([\d., ]+\) SPL", said[0])
+    assert said[1].endswith("entries of m3d-head-and-neck-phantom/phantom_0")
+
+
+def test_the_config_of_the_data_document_builds(tmp_path):
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", DATA, re.MULTILINE | re.DOTALL)
+    config = yaml.safe_load(block)
+    assert Preprocess.from_dict(config["preprocess"]).grid == (32, 256, 256)
+    for fields in config["sources"]:
+        fields.pop("derive", None)
+        assert build_source(fields, root=tmp_path).name == fields["kind"]

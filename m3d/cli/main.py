@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     words = _join_negative(sys.argv[1:] if argv is None else argv)
     parser, command = _parser([word for word in words if not word.startswith("-")])
-    arguments = parser.parse_args(words)
+    arguments = _parse(parser, words)
     assert command is not None
     _quieten(arguments.traceback)
     try:
@@ -84,6 +84,17 @@ def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | No
     )
     parser.add_argument("--version", action="version", version=f"m3d {m3d.__version__}")
     return parser, _add_commands(parser, "m3d.cli", COMMANDS, words)
+
+
+def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse; ``key=value`` may stand anywhere, where argparse alone would take it beside the config only."""
+    arguments, rest = parser.parse_known_args(words)
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest and (overrides != rest or not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if overrides:
+        arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments
 
 
 def _add_commands(
