@@ -6,6 +6,7 @@ in turn, many times, with a warm page cache. ``python benchmarks/store_formats.p
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -101,7 +102,13 @@ def main() -> None:
     job = Preprocess(grid=GRID, intensity=Window(-200, 400), crop=Foreground(above=-400.0))
     prepared = job.apply(case.volume)
     labels = prepared.mask_to_grid(case.labels)
-    results = {"volume": case.id, "grid": list(GRID), "rounds": ROUNDS, "machine": platform.processor(), "formats": {}}
+    results = {
+        "volume": case.id,
+        "grid": list(GRID),
+        "rounds": ROUNDS,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "formats": {},
+    }
     stored_hu = np.rint(prepared.array * 600 - 200).astype(np.int16)
     kinds = {"float32 [0,1]": prepared.array, "int16 HU": stored_hu, "uint8 [0,1]": pack(prepared.array, "uint8")}
     with tempfile.TemporaryDirectory() as temporary:

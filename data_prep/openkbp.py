@@ -8,7 +8,6 @@ Part of m3d-lamed; import through `m3d`.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import io
 import json
@@ -26,9 +25,9 @@ import numpy.typing as npt
 from data_prep.atomic import atomic_path
 from data_prep.case import Case
 from data_prep.read import read_volume
-from data_prep.volume import BadScan, Volume
+from data_prep.volume import BadScan, Volume, array_sha256
 
-__all__ = ["NAMES", "FetchFailed", "RemoteCase", "array_sha256", "cases", "fetch_case", "read_case"]
+__all__ = ["NAMES", "FetchFailed", "RemoteCase", "cases", "fetch_case", "read_case"]
 
 NAMES = {
     1: "brainstem",
@@ -57,7 +56,7 @@ class FetchFailed(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteCase:
-    """A case of the public repository, and what its conversion must give (see `array_sha256`)."""
+    """A case of the public repository, and what its conversion must give (see `data_prep.volume.array_sha256`)."""
 
     patient: str
     spacing: tuple[float, float, float]
@@ -155,12 +154,6 @@ def fetch_case(
             )
     _keep(folder, ct, structures, remote, url)
     return folder
-
-
-def array_sha256(array: npt.NDArray[Any]) -> str:
-    """SHA-256 of an array's shape and of its values as little-endian bytes in C order."""
-    values = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"))
-    return hashlib.sha256(str(tuple(array.shape)).encode() + values.tobytes()).hexdigest()
 
 
 def _ct(table: npt.NDArray[np.float64], remote: RemoteCase, url: str) -> npt.NDArray[np.int16]:

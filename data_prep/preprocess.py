@@ -156,10 +156,12 @@ class Preprocess:
         if "intensity" in values:
             values["intensity"] = _intensity(values["intensity"])
         if values.get("crop") is not None:
+            if not isinstance(values["crop"], Mapping):
+                raise ValueError(f"crop: {values['crop']!r} is no group of keys, such as {{above: -400}}")
             values["crop"] = Foreground(**_checked(values["crop"], Foreground, "crop"))
         for name in ("grid", "spacing"):
             if values.get(name) is not None:
-                values[name] = tuple(values[name])
+                values[name] = _three(values[name], name)
         return cls(**values)
 
     @classmethod
@@ -239,12 +241,20 @@ def _kind(intensity: Intensity) -> str:
     return next(name for name, kind in _INTENSITIES.items() if isinstance(intensity, kind))
 
 
-def _intensity(fields: Mapping[str, Any]) -> Intensity:
+def _intensity(fields: object) -> Intensity:
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"intensity: {fields!r} is no group of keys, such as {{kind: window, lo: -200, hi: 400}}")
     name = fields.get("kind", "")
     if name not in _INTENSITIES:
         raise ValueError(f"unknown intensity kind {name!r}; {_hint(str(name), _INTENSITIES)}")
     kind = _INTENSITIES[name]
     return kind(**_checked({key: value for key, value in fields.items() if key != "kind"}, kind, "intensity"))
+
+
+def _three(value: object, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(side, (int, float)) for side in value):
+        raise ValueError(f"{name}: {value!r} is no list of three numbers")
+    return tuple(value)
 
 
 def _checked(fields: Mapping[str, Any], kind: type, name: str) -> dict[str, Any]:

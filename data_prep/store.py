@@ -9,14 +9,16 @@
     masks/<dataset>/<id>.npz           "labels": the label maps (L, D, H, W), compressed
     parts/<dataset>/<id>.json          an image's records; written last, so a part means that the image is whole
 
-The format of images was chosen by measurement (`benchmarks/store_formats.py`): plain ``.npy`` reads fastest, and uint8
-keeps a 600 HU window to 1.2 HU in a quarter of the bytes of float32.
+The format of images was chosen by measurement (`benchmarks/store_formats.py`): uncompressed files are read many times
+faster than compressed ones, ``.npy`` is what the published data sets use and everything reads, and uint8 keeps a 600 HU
+window to 1.2 HU in a quarter of the bytes of float32.
 
 Part of m3d-lamed; import through `m3d`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 import zlib
@@ -35,9 +37,10 @@ from data_prep.records import RecordFile
 from data_prep.volume import BadScan
 from data_prep.way import Way
 
-__all__ = ["FORMAT", "Kept", "Store", "StoredImage", "pack", "unpack"]
+__all__ = ["FORMAT", "INDEXES", "Kept", "Store", "StoredImage", "file_sha256", "pack", "unpack"]
 
 FORMAT = "m3d.store/1"
+INDEXES = ("records.jsonl", "images.jsonl")
 Kept = Literal["uint8", "uint16", "float32"]
 _TOP: Mapping[str, float] = {"uint8": 255.0, "uint16": 65535.0}
 
@@ -55,12 +58,19 @@ def unpack(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return array.astype(np.float32) / np.float32(top) if top else array.astype(np.float32)
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class StoredImage:
     """One prepared scan: what is known of it, its files, and the way back to its own voxels.
 
     ``names`` are those of the labels; ``complete`` says that a name without voxels is certainly absent. ``placed`` is
-    False where spacing and orientation are not known. ``sha256`` is that of the scan's own voxels.
+    False where spacing and orientation are not known. ``sha256`` is that of the scan's own voxels, ``files`` holds
+    those of the stored files by their path.
     """
 
     root: Path
@@ -77,7 +87,7 @@ class StoredImage:
     way: Way
     sha256: str
     warnings: tuple[str, ...] = ()
-    extra: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def image_id(self) -> str:
@@ -148,7 +158,7 @@ class StoredImage:
             "way": self.way.to_dict(),
             "sha256": self.sha256,
             "warnings": list(self.warnings),
-            "extra": self.extra,
+            "files": self.files,
         }
 
     @classmethod
@@ -184,7 +194,7 @@ class Store:
         self.settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if self.settings.get("format") != FORMAT:
             raise ValueError(f"{path}: format {self.settings.get('format')!r} is not {FORMAT}; prepare it again")
-        for name in ("records.jsonl", "images.jsonl"):
+        for name in INDEXES:
             if not (self.root / name).is_file():
                 raise FileNotFoundError(f"{self.root / name} is missing: run the same `m3d data prepare` to its end")
 

@@ -5,6 +5,7 @@ Part of m3d-lamed; import through `m3d`.
 
 from __future__ import annotations
 
+import gzip
 import logging
 import zlib
 from pathlib import Path
@@ -27,7 +28,7 @@ _BROKEN = (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, Value
 
 def read_nifti(path: Path) -> Volume:
     """Read ``.nii`` or ``.nii.gz``; axes stay (i, j, k)."""
-    image = _open(path)
+    image = _whole(_open(path), path)
     shape = image.shape
     if len(shape) == 4 and shape[3] == 1:
         shape = shape[:3]
@@ -43,6 +44,16 @@ def read_nifti(path: Path) -> Volume:
     except _BROKEN as error:
         raise BadScan(f"the voxels cannot be read: truncated or damaged ({one_line(error, path)})") from error
     return Volume(array.reshape(shape), image.affine)
+
+
+def _whole(image: nib.Nifti1Image, path: Path) -> nib.Nifti1Image:
+    """The image from a stream read to its end, where gzip keeps its checksum: nibabel alone stops at the last voxel."""
+    if not path.name.lower().endswith(".gz"):
+        return image
+    try:
+        return type(image).from_bytes(gzip.decompress(path.read_bytes()))
+    except _BROKEN as error:
+        raise BadScan(f"truncated or damaged, its checksum fails ({one_line(error, path)}); copy it again") from error
 
 
 def _open(path: Path) -> nib.Nifti1Image:

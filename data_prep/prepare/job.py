@@ -13,16 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from data_prep.derived import KINDS
 from data_prep.preprocess import Preprocess
 from data_prep.sources.base import Entry
 from data_prep.store import FORMAT, Kept
 
-__all__ = ["Job", "image_id"]
+__all__ = ["Job", "check_kinds", "image_id"]
 
-RULES = 1  # raise it when the same input gives other files
+RULES = 2  # raise it when the same input gives other files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class Job:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.derive) - set(KINDS))
-        if unknown:
-            raise ValueError(f"derive: {', '.join(unknown)} cannot be derived; known: {', '.join(KINDS)}")
+        if self.kept not in get_args(Kept):
+            raise ValueError(f"kept={self.kept!r} is none of {', '.join(get_args(Kept))}")
+        check_kinds(self.derive)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as they stand in ``store.json``."""
@@ -57,6 +57,20 @@ class Job:
         named = [entry.dataset, entry.license, entry.image_id, entry.patient_id, entry.split]
         whole = [self.to_dict(), named, entry.derive, files, said, _plain(entry.read)]
         return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_kinds(derive: object) -> tuple[str, ...]:
+    """The kinds of derived truth that a config asks for.
+
+    Raises:
+        ValueError: It is no list of known kinds.
+    """
+    if not isinstance(derive, (list, tuple)):
+        raise ValueError(f"derive: {derive!r} is no list; write [{', '.join(KINDS)}], or [] for none")
+    unknown = [str(kind) for kind in derive if kind not in KINDS]
+    if unknown:
+        raise ValueError(f"derive: {', '.join(unknown)} cannot be derived; known: {', '.join(KINDS)}")
+    return tuple(derive)
 
 
 def _plain(value: object) -> object:

@@ -21,6 +21,8 @@ from data_prep.prepare.job import Job, image_id
 from data_prep.prepare.one import Outcome, finished, part_path, prepare_entry
 from data_prep.prepare.runners import Local, Runner
 from data_prep.sources.base import Entry
+from data_prep.sources.splits import check_patients
+from data_prep.store import INDEXES
 
 __all__ = ["Summary", "merge_entries", "prepare"]
 
@@ -29,7 +31,10 @@ Progress = Callable[[Sequence[Entry], Iterator[Outcome]], Iterator[Outcome]]
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a preparation has done; ``stale`` counts parts of images that the sources no longer list."""
+    """What a preparation has done.
+
+    ``stale`` counts parts of images that the sources no longer list, ``warned`` images with something to beware of.
+    """
 
     images: int
     found: int
@@ -37,6 +42,7 @@ class Summary:
     rejected: int
     dropped: int
     stale: int
+    warned: int
     seconds: float
     tasks: Counter[str] = field(default_factory=Counter)
 
@@ -59,12 +65,19 @@ def prepare(
         progress: Wraps the outcomes, to show how far it is.
 
     Raises:
-        ValueError: Two entries claim one image, or the folder holds a store of other settings.
+        ValueError: There is no entry, two claim one image, a patient is in two splits, or the folder holds a store of
+            other settings.
     """
     root, begun = Path(root), time.monotonic()
     together = merge_entries(entries)
+    if not together:
+        raise ValueError(f"{root}: no image to prepare; give the config a source that lists some")
+    check_patients(together, str(root))
     _open(root, job)
     todo = [entry for entry in together if not finished(entry, job=job, root=root)]
+    if todo:  # what follows replaces files, so an interrupted store must not open as a whole one
+        for name in INDEXES:
+            (root / name).unlink(missing_ok=True)
     outcomes = (runner or Local()).map(partial(prepare_entry, job=job, root=root), todo)
     rejected = _work(todo, outcomes, root, progress)
     return _assemble(root, together, rejected, len(todo), begun)
@@ -139,6 +152,7 @@ def _assemble(root: Path, entries: Sequence[Entry], rejected: Sequence[Outcome],
     identities = [identity for identity in map(image_id, entries) if identity not in without]
     rejects = [_reject(outcome) for outcome in sorted(rejected, key=lambda one: one.image_id)]
     tasks: Counter[str] = Counter()
+    warned = 0
     with (
         atomic_path(root / "records.jsonl") as records_path,
         atomic_path(root / "images.jsonl") as images_path,
@@ -148,6 +162,7 @@ def _assemble(root: Path, entries: Sequence[Entry], rejected: Sequence[Outcome],
         for identity in identities:
             part = json.loads(part_path(root, identity).read_text(encoding="utf-8"))
             _say(images, part["image"])
+            warned += bool(part["image"]["warnings"])
             for record in sorted(part["records"], key=lambda record: str(record["id"])):
                 _say(records, record)
                 tasks[record["task"]] += 1
@@ -163,6 +178,7 @@ def _assemble(root: Path, entries: Sequence[Entry], rejected: Sequence[Outcome],
         rejected=len(rejected),
         dropped=len(rejects) - len(rejected),
         stale=parts - len(identities),
+        warned=warned,
         seconds=time.monotonic() - begun,
         tasks=tasks,
     )

@@ -24,10 +24,12 @@ from data_prep.prepare.job import Job, image_id
 from data_prep.prepare.place import boxes_of_labels, to_records
 from data_prep.record import Intensity, Media, Record
 from data_prep.sources.base import Entry
-from data_prep.store import StoredImage, pack
+from data_prep.store import StoredImage, file_sha256, pack
 from data_prep.volume import array_sha256, axcodes
 
 __all__ = ["Outcome", "PreparedImage", "finished", "part_path", "prepare_case", "prepare_entry"]
+
+AIR_HU = -500.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -100,7 +102,7 @@ def prepare_case(
         scan_affine=case.volume.affine,
         way=prepared,
         sha256=array_sha256(case.volume.array),
-        warnings=prepared.warnings,
+        warnings=(*prepared.warnings, *_unit_warnings(case)),
     )
     said = [*drafts, *_derived(case, job, drafts, identity)]
     records, dropped = to_records(said, image, boxes_of_labels(labels, case.names))
@@ -123,16 +125,24 @@ def prepare_entry(entry: Entry, *, job: Job, root: Path) -> Outcome:
         files = tuple(str(path) for path in entry.files)
         kind = type(cause).__name__
         return Outcome(image_id=identity, files=files, error=kind, reason=str(cause) or kind)
-    _write(done, root)
+    written = _write(done)
     part = {
         "fingerprint": fingerprint,
-        "image": done.image.to_row(),
+        "image": dataclasses.replace(done.image, files=written).to_row(),
         "records": [record.model_dump(mode="json", exclude_none=True) for record in done.records],
         "dropped": done.dropped,
     }
     with atomic_path(part_path(root, identity)) as temporary:
         temporary.write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
     return Outcome(image_id=identity)
+
+
+def _unit_warnings(case: Case) -> list[str]:
+    """A CT has air around or in it; what has none was rescaled, masked, or is no CT."""
+    low, high = case.volume.range
+    if case.unit == "HU" and low > AIR_HU:
+        return [f"no voxel is air ({low:g} to {high:g}): is this CT in Hounsfield units? Say modality and unit if not"]
+    return []
 
 
 def _derived(case: Case, job: Job, drafts: Sequence[Draft], identity: str) -> list[Draft]:
@@ -169,14 +179,18 @@ def finished(entry: Entry, *, job: Job, root: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     image = part.get("image", {})
-    files = [image.get("media", {}).get("path"), image.get("masks")]
-    there = all((root / file).is_file() for file in files if file)
-    return bool(there and part.get("fingerprint") == job.fingerprint(entry))
+    there = all((root / file).is_file() for file in image.get("files", {}))
+    return bool(image and there and part.get("fingerprint") == job.fingerprint(entry))
 
 
-def _write(done: PreparedImage, root: Path) -> None:
-    with atomic_path(done.image.path) as temporary:
+def _write(done: PreparedImage) -> dict[str, str]:
+    """Write image and labels; the SHA-256 of each file by its path in the store."""
+    image, written = done.image, dict[str, str]()
+    with atomic_path(image.path) as temporary:
         np.save(temporary, done.array, allow_pickle=False)
-    if done.image.mask_path is not None:
-        with atomic_path(done.image.mask_path) as temporary:
+    written[image.media.path] = file_sha256(image.path)
+    if image.mask_path is not None and image.masks is not None:
+        with atomic_path(image.mask_path) as temporary:
             np.savez_compressed(temporary, labels=done.labels)
+        written[image.masks] = file_sha256(image.mask_path)
+    return written

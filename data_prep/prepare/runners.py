@@ -8,6 +8,8 @@ Part of m3d-lamed; import through `m3d`.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -101,7 +103,8 @@ class _Worker:
 def _pooled(work: Work, waiting: deque[Entry], begun: list[Entry], workers: int) -> Iterator[Outcome]:
     """Work off ``waiting`` until it is empty or a process dies; ``begun`` then holds what was being worked on."""
     running: dict[Future[Outcome], Entry] = {}
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=_end_with_parent) as pool:
         try:
             while waiting or running:
                 while waiting and len(running) < 2 * workers:
@@ -116,6 +119,18 @@ def _pooled(work: Work, waiting: deque[Entry], begun: list[Entry], workers: int)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _killed(entry: Entry) -> Outcome:

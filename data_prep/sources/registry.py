@@ -65,8 +65,10 @@ def build_source(fields: Mapping[str, Any], *, root: Path = Path()) -> Source:
         return TypeAdapter(chosen).validate_python(options)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(f"source {kind}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        where = "".join(f"{part}: " for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ").removeprefix(f"{kind}: ")
+        got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+        raise ValueError(f"source {kind}: {where}{what}{got}") from None
 
 
 def _hint(name: str, known: Collection[str]) -> str:

@@ -57,7 +57,7 @@ def check_patients(entries: Iterable[Entry], where: str) -> None:
     """Refuse a patient who is in two splits."""
     seen: dict[str, Entry] = {}
     for entry in entries:
-        first = seen.setdefault(entry.patient_id, entry)
+        first = seen.setdefault(f"{entry.dataset}/{entry.patient_id}", entry)
         if first.split != entry.split:
             raise ValueError(
                 f"{where}: patient {entry.patient_id} is in {first.split} ({first.image_id}) and in {entry.split} "

@@ -100,6 +100,7 @@ class Augment:
         bound: Collection[PatientAxis] = _ANY_TEXT,
         density: bool = False,
         names: Mapping[int, str] | None = None,
+        pose: bool | None = None,
     ) -> Augmented:
         """Move and recolour one case alike.
 
@@ -114,15 +115,21 @@ class Augment:
             density: Whether the texts give Hounsfield units; then only noise is added.
             names: Label value -> name, for ``mirror="swap"``; given only where all texts are `mirrorable`. Without it,
                 or where a structure has no counterpart, a volume with sided texts is not mirrored.
+            pose: True moves, False only recolours, for texts that a rotation of a few degrees or a shift makes false
+                ("lies 5 mm higher", "runs out of the scan"); None leaves it to ``probability``.
         """
         if labels.shape[-3:] != image.shape or image.ndim != 3 or labels.ndim not in (3, 4):
             raise ValueError(f"labels {tuple(labels.shape)} do not lie on the voxels of an image {tuple(image.shape)}")
         seed = int(torch.randint(2**32 - 1, (), generator=generator))
         state = np.random.RandomState(seed)
         swaps = _swaps(names) if self.mirror == "swap" else None
-        flips = self._flips(sides, bound, orient, swappable=swaps is not None)
-        turns = self._may_turn(sides, bound, orient)
-        matrix, flipped = self._motion(image, spacing, state, flips, turns=turns)
+        matrix, flipped = np.eye(4), tuple[int, ...]()
+        if pose is None:
+            pose = bool(state.uniform() < self.probability)
+        if pose or self.flip or self.quarter_turn:
+            flips = self._flips(sides, bound, orient, swappable=swaps is not None)
+            turns = self._may_turn(sides, bound, orient)
+            matrix, flipped = self._motion(image, spacing, state, flips, turns=turns, pose=pose)
         if not np.array_equal(matrix, np.eye(4)):
             layers = labels if labels.ndim == 4 else labels[None]
             image = _sampled(image[None], matrix, "bilinear")[0]
@@ -161,6 +168,7 @@ class Augment:
         flips: tuple[int, ...],
         *,
         turns: bool,
+        pose: bool,
     ) -> tuple[Matrix, tuple[int, ...]]:
         """Flip, turn and shift a lazy tensor, which composes their matrices; also the array axes that were flipped."""
         from monai.transforms.spatial import array as spatial
@@ -174,16 +182,17 @@ class Augment:
             turn: Any = spatial.RandRotate90(prob=self.quarter_turn, max_k=3, spatial_axes=_PLANE, lazy=True)
             lazy = turn.set_random_state(state=state)(lazy)
         turned = np.linalg.norm(np.diag(spacing) @ _matrix(lazy)[:3, :3], axis=0)  # mm along the axes as they are now
-        pose = np.diag([*(1 / turned), 1.0]) @ self._pose(state) @ np.diag([*spacing, 1.0])
-        if not np.allclose(pose, np.eye(4)) or tuple(lazy.peek_pending_shape()) != tuple(image.shape):
-            lazy = spatial.Affine(affine=pose, spatial_size=image.shape, image_only=True, lazy=True)(lazy)
+        moved = self._pose(state) if pose else np.eye(4)
+        moved = np.diag([*(1 / turned), 1.0]) @ moved @ np.diag([*spacing, 1.0])
+        if not np.allclose(moved, np.eye(4)) or tuple(lazy.peek_pending_shape()) != tuple(image.shape):
+            lazy = spatial.Affine(affine=moved, spatial_size=image.shape, image_only=True, lazy=True)(lazy)
         return _matrix(lazy), flipped
 
     def _pose(self, state: np.random.RandomState) -> Matrix:
         """A rigid motion about the centre, in mm."""
         from monai.transforms.spatial.array import RandAffineGrid
 
-        if state.uniform() >= self.probability or self.rotate_degrees == self.shift_mm == 0:
+        if self.rotate_degrees == self.shift_mm == 0:
             return np.eye(4)
         angle = float(np.deg2rad(self.rotate_degrees))
         turn, shift = (angle,) * 3, (self.shift_mm,) * 3

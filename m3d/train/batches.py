@@ -68,6 +68,11 @@ def choose(records: Sequence[Record], weights: dict[str, float], count: int, rng
     return [reorder(record, rng) for record in whole] + [narrow(rng.choice(by_task[task]), rng) for task in more]
 
 
+def holding(records: Iterable[Record]) -> list[Record]:
+    """The records that stay true when the patient is turned by a few degrees or shifted (``meta["pose"]``)."""
+    return [record for record in records if record.meta.get("pose") != "fixed"]
+
+
 def reorder(record: Record, rng: random.Random, count: int | None = None) -> Record:
     """Ask for ``count`` of a segmentation record's masks (all by default), in any order."""
     masks = list(record.target.masks or ())
@@ -168,9 +173,11 @@ class Batches:
         images, rows, masks, mask_volume, ids = [], [], [], [], []
         for number, case in enumerate(rng.sample(list(self.cases), self.volumes)):
             image, labels = case.tensors()
-            chosen = choose(case.records, self.weights, self.exchanges, rng)
+            moving = self.augment is not None and rng.random() < self.augment.probability
+            chosen = choose(holding(case.records) if moving else case.records, self.weights, self.exchanges, rng)
             if self.augment is not None:
-                moved = self._moved(self.augment, case, image, labels, list(spoken(chosen)), generator)
+                texts = list(spoken(chosen))
+                moved = self._moved(self.augment, case, image, labels, texts, generator, pose=moving)
                 image, labels = moved.image, moved.labels
                 chosen = [mirror(record) for record in chosen] if moved.mirrored else chosen
             images.append(image[None])
@@ -193,6 +200,8 @@ class Batches:
         labels: Tensor,
         texts: list[str],
         generator: torch.Generator,
+        *,
+        pose: bool,
     ) -> Augmented:
         """Augment as far as the texts of this volume stay true."""
         bound = bound_axes(texts)
@@ -206,6 +215,7 @@ class Batches:
             orient=case.image.media.orient,
             density=any(map(speaks_of_density, texts)),
             names=case.image.names if all(map(mirrorable, texts)) else None,
+            pose=pose,
         )
 
     def _collate(

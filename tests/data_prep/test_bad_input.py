@@ -242,3 +242,17 @@ def test_an_encrypted_or_damaged_zip(tmp_path: Path):
     patched(path, 1000, np.full(64, 0xA5, np.uint8))
     with pytest.raises(BadScan, match="zip is damaged or encrypted"):
         read_volume(path)
+
+
+def test_one_wrong_byte_of_a_compressed_scan_is_found(tmp_path):
+    rng = np.random.default_rng(0)
+    image = nib.Nifti1Image(rng.integers(-1000, 1000, (12, 12, 12)).astype(np.int16), np.eye(4))
+    image.to_filename(tmp_path / "whole.nii.gz")
+    whole = (tmp_path / "whole.nii.gz").read_bytes()
+    for place in range(40, len(whole) - 8, 97):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1
+        (tmp_path / "spoilt.nii.gz").write_bytes(spoilt)
+        with pytest.raises(BadScan, match=r"spoilt\.nii\.gz: "):
+            read_volume(tmp_path / "spoilt.nii.gz")
+    assert np.array_equal(read_volume(tmp_path / "whole.nii.gz").array, np.asarray(image.dataobj))

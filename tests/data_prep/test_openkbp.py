@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep.openkbp import DEMO_CASE, NAMES, FetchFailed, RemoteCase, array_sha256, cases, fetch_case, read_case
-from data_prep.volume import BadScan
+from data_prep.openkbp import DEMO_CASE, NAMES, FetchFailed, RemoteCase, cases, fetch_case, read_case
+from data_prep.volume import BadScan, array_sha256
 
 SIDE, SLICES = 6, 4
 FILES = ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Esophagus", "Larynx", "Mandible")

@@ -1,6 +1,7 @@
 """A store: what is kept reads back, masks return to the scan, and a killed run goes on to the same files."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -154,6 +155,56 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+def test_an_interrupted_rerun_does_not_open_as_a_whole_store(tmp_path):
+    def stop(todo, outcomes):
+        yield next(outcomes)
+        raise KeyboardInterrupt
+
+    scan = tmp_path / "scan"
+    scan.write_text("one")
+    prepare([entry(1, files=(scan,)), entry(2)], JOB, tmp_path / "store")
+    assert len(Store(tmp_path / "store").images) == 2
+    scan.write_text("another")
+    with pytest.raises(KeyboardInterrupt):
+        prepare([entry(1, files=(scan,)), entry(2)], JOB, tmp_path / "store", progress=stop)
+    with pytest.raises(FileNotFoundError, match="run the same"):
+        Store(tmp_path / "store")
+    assert prepare([entry(1, files=(scan,)), entry(2)], JOB, tmp_path / "store").found == 2
+
+
+def test_a_patient_in_two_splits_stops_the_preparation(tmp_path):
+    twice = dataclasses.replace(entry(2, split="test"), patient_id="p1")
+    with pytest.raises(ValueError, match="p1"):
+        prepare([entry(1), twice], JOB, tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_nothing_to_prepare_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no image to prepare"):
+        prepare([], JOB, tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kept": "int8"}, "kept='int8' is none of uint8"),
+        ({"derive": ("rek",)}, "rek cannot be derived"),
+        ({"derive": "rec"}, "is no list"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_read(settings, says):
+    with pytest.raises(ValueError, match=says):
+        Job(**{"preprocess": PREPROCESS, **settings})
+
+
+def test_stored_files_have_their_checksums(store):
+    for image in store.images.values():
+        assert image.files == {
+            str(path.relative_to(store.root)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in (image.path, image.mask_path)
+        }
+
+
 def test_every_failure_is_listed_with_its_file_and_reason(tmp_path):
     bad, gone = tmp_path / "bad.nii.gz", tmp_path / "gone.nii.gz"
     entries = [
@@ -269,6 +320,36 @@ def test_a_killed_run_goes_on_and_ends_at_the_same_files(tmp_path):
     assert contents(root) == contents(tmp_path / "whole")
 
 
+def alive(pid: int) -> bool:
+    """Whether a process still runs (one that has ended and waits for its parent does not)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = SLOWLY.format(tests=str(Path(__file__).parent), root=str(tmp_path / "store"))
+    head, _, call = script.rpartition("prepare(entries")
+    body = f"prepare(entries{call.rstrip()[:-1]}, runner=t.Local(2))"
+    code = head + "if __name__ == '__main__':\n    " + body
+    (tmp_path / "run.py").write_text(code)
+    run = subprocess.Popen([sys.executable, str(tmp_path / "run.py")])
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "store" / "parts").rglob("case*.json")):
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
+    assert len(children) >= 2
+    run.kill()
+    run.wait()
+    while any(map(alive, children)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_two_entries_of_one_image_are_taken_together():
     draft = Draft(task="report", template="m3d.report", text="One.")
     other = Draft(task="vqa.open", template="m3d.vqa.open", slots={"question": "?"}, text="Two.")
@@ -325,6 +406,13 @@ def test_what_vanishes_on_a_coarse_grid_is_told():
     done = prepare_case(case, coarse, identity="d/c", drafts=[draft])
     assert done.records == []
     assert "pearl has no voxel left" in done.dropped[0]["reason"]
+
+
+def test_a_ct_without_air_is_doubted():
+    case = phantom(1)
+    assert not any("Hounsfield" in warning for warning in prepare_case(case, JOB).image.warnings)
+    grey = dataclasses.replace(case, volume=Volume(case.volume.array + 1000, case.volume.affine))
+    assert any("Hounsfield" in warning for warning in prepare_case(grey, JOB).image.warnings)
 
 
 def test_a_scan_without_place_gives_no_spacing():

@@ -125,6 +125,17 @@ def test_a_mirrored_picture_is_told_mirrored(case):
     assert mirror(other) == record
 
 
+def test_what_a_turn_makes_false_is_not_said_of_a_turned_picture(case, batches):
+    prepared, _ = case
+    bound = {record.id for record in prepared.records if record.meta.get("pose") == "fixed"}
+    assert bound
+    assert bound < {record.id for record in prepared.records}
+    still = dataclasses.replace(batches, augment=None, exchanges=6)
+    moving = dataclasses.replace(batches, augment=Augment(probability=1.0), exchanges=6)
+    assert any(set(still.draw(step).ids) & bound for step in range(3))
+    assert not any(set(moving.draw(step).ids) & bound for step in range(3))
+
+
 def test_texts_that_speak_of_sides_keep_the_picture_as_it_is(case, batches):
     prepared, preprocess = case
     left = batches.draw(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,7 @@ A config (see configs/data/):
 
 examples:
   m3d data prepare configs/data/openkbp.yaml root=/data/openkbp --out stores/openkbp --workers 8
-  m3d data prepare configs/data/phantoms.yaml sources.0.seeds=20 --out stores/phantoms
+  m3d data prepare configs/data/phantoms.yaml "sources.0.seeds.train=[0,20]" --out stores/phantoms
   m3d data prepare mine.yaml --limit 5              a first look at five scans
   m3d data prepare mine.yaml --ray auto             on the Ray cluster that this machine belongs to
   m3d data prepare mine.yaml --ray local            on a Ray of its own, here
@@ -63,10 +63,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML: sources, preprocess, output")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the config's")
     group = parser.add_argument_group("work")
-    group.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core; 0 works in this one)")
+    group.add_argument(
+        "--workers", type=count(0), metavar="N", help="processes (default: one a core; 0 works in this one)"
+    )
     group.add_argument("--ray", metavar="ADDRESS", help='"local", "auto", or a cluster\'s address (extra [scale])')
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N images of each source")
+    group.add_argument("--limit", type=count(1), metavar="N", help="only the first N images of each source")
     group.add_argument("--list", action="store_true", help="only list what the sources hold")
+
+
+def count(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``least`` on."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least}")
+        return int(text)
+
+    return read
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -86,6 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(entries, arguments)
     assert output is not None
+    if arguments.limit is not None:
+        _check_first_look(output, len(entries))
     job = Job(preprocess=preprocess, kept=config.kept, derive=tuple(config.derive), seed=config.seed)  # type: ignore[arg-type]  # Job checks it
     summary = prepare(entries, job, output, runner=_runner(arguments), progress=_progress)
     _report(summary, output, arguments.json)
@@ -95,17 +110,29 @@ def run(arguments: argparse.Namespace) -> int:
 def _entries(config: PrepareConfig, limit: int | None) -> list[Entry]:
     import itertools
 
+    from data_prep.prepare.job import check_kinds
     from data_prep.sources.registry import build_source
 
+    if not config.sources:
+        raise ValueError("the config has no sources; `m3d data prepare --help` shows some")
     found: list[Entry] = []
     for fields in config.sources:
         source = build_source({key: value for key, value in fields.items() if key != "derive"}, root=Path(config.root))
         listed = list(itertools.islice(source.entries(), limit))
         if not listed:
             raise ValueError(f"source {source.name} lists no image; is its root right?")
-        own = tuple(fields["derive"]) if "derive" in fields else None
+        own = check_kinds(fields["derive"]) if "derive" in fields else None
         found += [dataclasses.replace(entry, derive=own) for entry in listed]
     return found
+
+
+def _check_first_look(output: Path, listed: int) -> None:
+    """A store of more images would lose most of them from its indexes."""
+    there = sum(1 for _ in (output / "parts").rglob("*.json"))
+    if there > listed:
+        raise ValueError(
+            f"{output} holds {there} images, --limit lists {listed}; choose another --out for a first look"
+        )
 
 
 def _runner(arguments: argparse.Namespace) -> Runner:
@@ -156,7 +183,7 @@ def _list(entries: Sequence[Entry], arguments: argparse.Namespace) -> int:
 
 def _report(summary: Summary, output: Path, as_json: bool) -> None:
     if as_json:
-        say_json({"store": str(output), **dataclasses.asdict(summary)})
+        say_json({"store": str(output), **vars(summary), "tasks": dict(summary.tasks)})
         return
     say(
         f"{summary.images} images in {output}: {summary.prepared} prepared now, {summary.found} were there, "
@@ -165,6 +192,8 @@ def _report(summary: Summary, output: Path, as_json: bool) -> None:
     say(", ".join(f"{count} {task}" for task, count in sorted(summary.tasks.items())) or "no records")
     if summary.rejected or summary.dropped:
         note(f"{summary.rejected} scans and {summary.dropped} records left out, with reasons: {output}/rejects.jsonl")
+    if summary.warned:
+        note(f"{summary.warned} images have warnings, such as coarser voxels to fit the grid: {output}/images.jsonl")
     if summary.stale:
         note(f"{summary.stale} images of an earlier run are no longer listed by the sources; their files lie unused")
     say(f"next: m3d data verify {output}")
