@@ -62,8 +62,9 @@ _SIDES = re.compile(
         (?:wards?|most|sided|handed)?(?![a-z]))
   | (?P<short>(?<![A-Za-z&])[LlRr]t(?![A-Za-z0-9])
         | (?<![A-Za-z])[LR]T(?=[\s_-]+(?!(?i:{_AFTER_RT}))[A-Za-z]) | (?<=_)[LR]T(?![A-Za-z0-9]))
-  | (?P<letter>(?<=_)[LRlr](?![A-Za-z0-9]) | (?<![A-Za-z0-9])[LR](?=_[A-Za-z]) | (?<=\()[LR](?=\))
-        | (?<![A-Za-z0-9])(?<!\d\s)[LR](?=\.?\s+{_ORGAN}\b))
+  | (?P<letter>(?<=_)[LRlr](?![A-Za-z0-9]) | (?<=[A-Za-z]{{2}}-)[LRlr](?![A-Za-z0-9])   # Kidney_L, kidney-l
+        | (?<![A-Za-z0-9])[LR](?=_[A-Za-z]) | (?<=\()[LR](?=\))
+        | (?<![A-Za-z0-9])(?<!\d\s)[LR](?=(?:\.?\s+|-)(?i:{_ORGAN})\b))
   | (?i:\b{_ORGAN})\s+(?P<tail>[LR])(?![A-Za-z0-9])
   | (?<![A-Za-z0-9])(?P<pair>[LR]\s*[/<>]\s*[LR])(?![A-Za-z0-9])
   | (?P<region>(?<![A-Za-z])(?:[LR][UL]L|[LR][UL]Q|[LR]IF|[LR]V(?:H|EF|OT)?|[LR]IJ|[LR]AO)(?![A-Za-z]))

@@ -2,8 +2,8 @@
 
 Geometry lies in the stored voxel frame of the image it names (``media``). Prompts and answers are rendered when the
 sample is drawn, after augmentation, by the task and its codec. DESIGN 3 explains the fields, and
-``docs/record.schema.json`` publishes them; what a JSON Schema cannot say (boxes inside the volume, choices in range) is
-checked here all the same.
+``docs/record.schema.json`` publishes them with the rules that a JSON Schema can say (`data_prep.schema_rules`); the
+others (boxes inside the volume, choices in range) are checked here all the same.
 
 Part of m3d-lamed; import through `m3d`.
 """
@@ -18,6 +18,8 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data_prep import schema_rules as rules
 
 __all__ = ["NEEDS", "PLACEHOLDER", "SCHEMA", "Record", "RecordError", "parse"]
 
@@ -45,6 +47,7 @@ _PAIRS = ("RL", "AP", "SI")
 
 Identifier = Annotated[str, Field(min_length=1, pattern=r"^\S+$")]
 Words = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Inside = Annotated[str, Field(min_length=1, pattern=r"\S", json_schema_extra=rules.PATH)]
 Frame = Literal["voxel", "norm", "mm"]
 
 
@@ -65,6 +68,8 @@ class Origin(_Part):
 
 class Intensity(_Part):
     """What stored values mean: a ``unit``; for ``norm01`` also which ``lo`` and ``hi``, in ``of``, are 0 and 1."""
+
+    model_config = ConfigDict(json_schema_extra=rules.WINDOW)
 
     unit: Literal["HU", "norm01", "uint8", "uint16", "arbitrary"]
     of: Literal["HU", "arbitrary"] | None = None
@@ -90,14 +95,16 @@ class Frames(_Part):
 class Media(_Part):
     """One image, volume or video: where it is stored, its shape, and where its axes lie in the patient."""
 
+    model_config = ConfigDict(json_schema_extra=rules.MEDIA)
+
     image_id: Identifier
     kind: Literal["volume", "image", "video"]
-    path: Words
+    path: Inside
     modality: Words
     shape: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2)]
-    axes: Annotated[str, Field(pattern=r"^[CTDHW]+$")]
+    axes: Annotated[str, Field(pattern=r"^[CTDHW]+$", json_schema_extra=rules.AXES)]
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    orient: str | None = None
+    orient: Annotated[str, Field(json_schema_extra=rules.ORIENT)] | None = None
     intensity: Intensity
     frames: Frames | None = None
 
@@ -130,6 +137,8 @@ class Media(_Part):
 class Prompt(_Part):
     """What is asked: a template with its slots, or a text as it stands."""
 
+    model_config = ConfigDict(json_schema_extra=rules.PROMPT)
+
     template: Words | None = None
     slots: dict[str, Any] = Field(default_factory=dict)
     text: Words | None = None
@@ -151,6 +160,8 @@ class _Placed(_Part):
 class BoxTruth(_Placed):
     """A half-open box in array-axis order; see `data_prep.boxes`."""
 
+    model_config = ConfigDict(json_schema_extra=rules.placed("lo", "hi"))
+
     lo: tuple[float, ...]
     hi: tuple[float, ...]
     frame: Frame = "voxel"
@@ -158,6 +169,8 @@ class BoxTruth(_Placed):
 
 class PointTruth(_Placed):
     """A point as (fractional) voxel index, in array-axis order."""
+
+    model_config = ConfigDict(json_schema_extra=rules.placed("at"))
 
     at: tuple[float, ...]
     frame: Frame = "voxel"
@@ -174,7 +187,7 @@ class Runs(_Part):
     """A mask as run lengths: ascending ``start length`` pairs over the flattened image; ``base`` is its first index."""
 
     size: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=2)]
-    runs: str
+    runs: Annotated[str, Field(json_schema_extra=rules.RUNS)]
     order: Literal["C", "F"] = "C"
     base: Literal[0, 1] = 1
 
@@ -196,7 +209,9 @@ class Runs(_Part):
 class MaskTruth(_Placed):
     """A mask: a label of a stored label map (``path``, ``label``), or run lengths."""
 
-    path: Words | None = None
+    model_config = ConfigDict(json_schema_extra=rules.MASK)
+
+    path: Inside | None = None
     label: Annotated[int, Field(gt=0)] | None = None
     rle: Runs | None = None
 
@@ -212,8 +227,8 @@ class MaskTruth(_Placed):
 class Labels(_Part):
     """Some of a vocabulary, by index."""
 
-    vocab: Annotated[tuple[Words, ...], Field(min_length=1)]
-    positive: tuple[int, ...]
+    vocab: Annotated[tuple[Words, ...], Field(min_length=1, json_schema_extra={"uniqueItems": True})]
+    positive: Annotated[tuple[int, ...], Field(json_schema_extra={"uniqueItems": True})]
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
@@ -227,9 +242,11 @@ class Labels(_Part):
 class Target(_Part):
     """What is true. None means that it is not given; an empty ``boxes`` or ``masks``, that there certainly is none."""
 
+    model_config = ConfigDict(json_schema_extra=rules.TARGET)
+
     text: Words | None = None
-    options: Annotated[tuple[Words, ...], Field(min_length=2)] | None = None
-    choice: int | None = None
+    options: Annotated[tuple[Words, ...], Field(min_length=2, json_schema_extra={"uniqueItems": True})] | None = None
+    choice: Annotated[int, Field(json_schema_extra={"minimum": 0})] | None = None
     labels: Labels | None = None
     value: float | None = None
     quantity: Words | None = None
@@ -264,6 +281,8 @@ class Target(_Part):
 class Record(_Part):
     """What is asked of one or more images, and what is true; see DESIGN 3."""
 
+    model_config = ConfigDict(serialize_by_alias=True, json_schema_extra=rules.needs(NEEDS))
+
     schema_: Literal["m3d.record/1"] = Field(default=SCHEMA, alias="schema")
     id: Identifier
     image_id: Identifier
@@ -272,13 +291,11 @@ class Record(_Part):
     lang: Annotated[str, Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")] = "en"
     source: Origin
     media: Annotated[tuple[Media, ...], Field(min_length=1)]
-    task: Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(\.[a-z0-9]+)*$")]
+    task: Annotated[str, Field(pattern=r"^[a-z][a-z0-9]*(\.[a-z0-9]+)*$", json_schema_extra=rules.known_tasks(NEEDS))]
     subtask: str | None = None
     prompt: Prompt
     target: Target
     meta: dict[str, Any] = Field(default_factory=dict)
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True)
 
     @model_validator(mode="after")
     def _hang_together(self) -> Self:

@@ -54,7 +54,8 @@ class Statistics:
     """Counts and raw values; `to_dict` and `to_markdown` sum them up.
 
     Words are those of what is asked (question, description) and of what is to be said. ``voxels`` and ``millilitres``
-    are by structure, one value an image; ``answers`` by kind of question (task and subtask).
+    are by structure, one value an image; ``answers`` by kind of question (task and subtask), without regard to case,
+    and ``spellings`` has them as they are written.
     """
 
     source: str
@@ -66,6 +67,7 @@ class Statistics:
     asked_words: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     said_words: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     answers: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    spellings: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     positions: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     asked_for: Counter[str] = field(default_factory=Counter)  # records that box or draw a structure
     absent: int = 0
@@ -111,7 +113,9 @@ class Statistics:
             return
         self.said_words[record.task].append(count_words(answer))
         if record.task.startswith("vqa"):
-            self.answers[_kind(record)][" ".join(answer.casefold().split()).rstrip(".")] += 1
+            written = " ".join(answer.split()).rstrip(".")
+            self.answers[_kind(record)][written.casefold()] += 1
+            self.spellings[written.casefold()][written] += 1
 
     @property
     def entries(self) -> Spread:
@@ -123,10 +127,20 @@ class Statistics:
         """Different tasks an image."""
         return Spread.of([len(tasks) for tasks in self.by_image.values()])
 
-    def majority(self, kind: str) -> tuple[str, float]:
-        """The most frequent answer to a kind of question, and how often it is right."""
-        answer, times = self.answers[kind].most_common(1)[0]
-        return answer, times / self.answers[kind].total()
+    def majority(self, *kinds: str) -> tuple[str, float]:
+        """The most frequent answer to some kinds of questions together, as it is written, and how often it is right."""
+        counts = sum((self.answers[kind] for kind in kinds), Counter[str]())
+        answer, times = counts.most_common(1)[0]
+        return self.spellings[answer].most_common(1)[0][0], times / counts.total()
+
+    @property
+    def questions(self) -> dict[str, list[str]]:
+        """The kinds that ask for one thing, with and without options, under the name of it."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for kind in sorted(self.answers):
+            task, _, subtask = kind.partition(" ")
+            found[subtask or task].append(kind)
+        return dict(found)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, schema ``m3d.stats/1``."""

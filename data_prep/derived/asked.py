@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from data_prep.derived.scene import Scene
-from data_prep.derived.wording import choice_of, ranges
+from data_prep.derived.wording import choice_of, measured, ranges
 
 __all__ = ["MOST", "Family", "Question", "named", "ranged", "yes_or_no"]
 
@@ -20,7 +20,10 @@ MOST = 4  # of one family in one scan, so that a scan of a hundred structures do
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """``subtask`` is the family; ``text`` names whatever the options name, so that it can be asked openly too."""
+    """``subtask`` is the family; ``text`` names whatever the options name, so that it can be asked openly too.
+
+    Who is asked openly cannot know the ranges: there the answer is the value, where there is one.
+    """
 
     subtask: str
     text: str
@@ -29,6 +32,13 @@ class Question:
     value: float | None = None
     quantity: str | None = None
     unit: str | None = None
+
+    @property
+    def answer(self) -> str:
+        """What is said to the open question."""
+        if self.value is None or self.unit is None:
+            return self.options[self.choice]
+        return measured(self.value, self.unit)
 
 
 Family: TypeAlias = Callable[[Scene, random.Random], Iterator[Question]]

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from data_prep.derived import quarters
 from data_prep.derived.places import offset_mm
-from data_prep.derived.scene import Scene
-from data_prep.derived.wording import about, plural, towards
+from data_prep.derived.scene import Pose, Scene
+from data_prep.derived.wording import about, form, is_plural, plural, towards
 from data_prep.terms import Term, find
 
 __all__ = ["by_facts", "by_terms"]
@@ -37,26 +37,35 @@ def by_terms(scene: Scene, name: str, rng: random.Random) -> str | None:
     return rng.choice(free) if free else None
 
 
-def by_facts(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Names with descriptions that hold for them alone; at most one of each kind a structure."""
-    yield from _of_pairs(scene)
+def by_facts(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str, Pose]]:
+    """Names with descriptions that hold for them alone and their pose; at most one of each kind a structure."""
+    for noun in scene.pairs:
+        for name, text in _by_size(scene, noun):
+            yield name, text, "any"
+        for name, text in _by_height(scene, noun):
+            yield name, text, "fixed"
     for name, found in _by_place(scene).items():
-        yield name, rng.choice(found)
+        yield name, rng.choice(found), "fixed"
 
 
-def _of_pairs(scene: Scene) -> Iterator[tuple[str, str]]:
-    for noun, names in scene.pairs.items():
-        larger = scene.larger(*names)
-        if larger:
-            smaller = next(name for name in names if name != larger)
-            yield larger, f"The larger of the two {plural(noun)}."
-            yield smaller, f"The smaller of the two {plural(noun)}."
-        offset = offset_mm(scene.known[names[0]], scene.known[names[1]])
-        for axis, words in ((2, ("higher", "lower")), (1, ("further forward", "further back"))):
-            if offset is not None and abs(offset[axis]) >= NOTABLE_MM:
-                ordered = names if offset[axis] > 0 else names[::-1]
-                for name, word in zip(ordered, words, strict=True):
-                    yield name, f"The {noun} that lies {word}."
+def _by_size(scene: Scene, noun: str) -> Iterator[tuple[str, str]]:
+    names = scene.pairs[noun]
+    larger = scene.larger(*names)
+    if larger:
+        smaller = next(name for name in names if name != larger)
+        both = f"the two groups of {noun}" if is_plural(noun) else f"the two {plural(noun)}"
+        yield larger, f"The larger of {both}."
+        yield smaller, f"The smaller of {both}."
+
+
+def _by_height(scene: Scene, noun: str) -> Iterator[tuple[str, str]]:
+    names = scene.pairs[noun]
+    offset = offset_mm(scene.known[names[0]], scene.known[names[1]])
+    for axis, words in ((2, ("higher", "lower")), (1, ("further forward", "further back"))):
+        if offset is not None and abs(offset[axis]) >= NOTABLE_MM:
+            ordered = names if offset[axis] > 0 else names[::-1]
+            for name, word in zip(ordered, words, strict=True):
+                yield name, f"The {noun} that {form(noun, 'lies', 'lie')} {word}."
 
 
 def _by_place(scene: Scene) -> dict[str, list[str]]:
@@ -64,7 +73,7 @@ def _by_place(scene: Scene) -> dict[str, list[str]]:
     names = [name for name, fact in scene.known.items() if fact.centroid_mm is not None]
     places = np.array([scene.known[name].centroid_mm for name in names]).reshape(-1, 3)
     alike = _alike(scene, names)
-    twins = [set(pair) for pair in scene.pairs.values()]
+    twins = [set(pair) for pair in scene.twins.values()]
     found: dict[str, list[tuple[float, str]]] = {}
     for anchor, other in enumerate(names):
         offsets = places - places[anchor]  # (structures, R A S)

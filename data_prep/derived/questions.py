@@ -15,54 +15,61 @@ from data_prep.derived import questions_place as place
 from data_prep.derived import questions_scan as scan
 from data_prep.derived import questions_size as size
 from data_prep.derived.asked import Family, Question
-from data_prep.derived.scene import Scene, draft
+from data_prep.derived.scene import Pose, Scene, draft
 from data_prep.draft import Draft
 
 __all__ = ["FAMILIES", "question_drafts", "questions"]
 
-FAMILIES: tuple[Family, ...] = (
-    size.larger,
-    size.volume,
-    scan.length,
-    scan.cut,
-    size.comparison,
-    size.extreme,
-    size.extent,
-    size.longest,
-    size.asymmetry,
-    place.higher,
-    place.forward,
-    place.sideways,
-    place.closer,
-    place.distance,
-    place.height,
-    place.side,
-    place.touch,
-    scan.edge,
-    scan.missing,
-    scan.present,
-    scan.count,
-    scan.density,
-    scan.denser,
+FAMILIES: tuple[tuple[Family, Pose], ...] = (  # each with whether its answers outlast a small turn or shift
+    (size.larger, "any"),
+    (size.volume, "any"),
+    (scan.length, "fixed"),
+    (scan.cut, "fixed"),
+    (size.comparison, "any"),
+    (size.extreme, "any"),
+    (size.extent, "fixed"),
+    (size.longest, "fixed"),
+    (size.asymmetry, "any"),
+    (place.higher, "fixed"),
+    (place.forward, "fixed"),
+    (place.sideways, "fixed"),
+    (place.closer, "fixed"),
+    (place.distance, "any"),
+    (place.height, "fixed"),
+    (place.side, "any"),
+    (place.touch, "fixed"),
+    (scan.edge, "fixed"),
+    (scan.missing, "fixed"),
+    (scan.present, "fixed"),
+    (scan.count, "fixed"),
+    (scan.density, "any"),
+    (scan.denser, "any"),
 )
 
 
 def questions(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """What can be asked of a scan."""
-    for family in FAMILIES:
-        yield from family(scene, rng)
+    for question, _ in _posed(scene, rng):
+        yield question
+
+
+def _posed(scene: Scene, rng: random.Random) -> Iterator[tuple[Question, Pose]]:
+    for family, pose in FAMILIES:
+        for question in family(scene, rng):
+            yield question, pose
 
 
 def question_drafts(scene: Scene, rng: random.Random) -> Iterator[Draft]:
     """Each question twice: with options, and openly."""
-    for one in questions(scene, rng):
+    for one, pose in _posed(scene, rng):
         slots = {"question": one.text}
-        yield draft("vqa.closed", subtask=one.subtask, slots=slots, options=one.options, choice=one.choice)
+        yield draft("vqa.closed", pose=pose, subtask=one.subtask, slots=slots, options=one.options, choice=one.choice)
         yield draft(
             "vqa.open",
+            pose=pose,
             subtask=one.subtask,
             slots=slots,
-            text=one.options[one.choice],
+            text=one.answer,
             value=one.value,
             quantity=one.quantity,
             unit=one.unit,

@@ -17,7 +17,7 @@ from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged, yes_or_no
 from data_prep.derived.places import distance_mm, offset_mm
 from data_prep.derived.scene import Scene, some
-from data_prep.derived.wording import among
+from data_prep.derived.wording import among, form
 
 __all__ = ["closer", "distance", "forward", "height", "higher", "side", "sideways", "touch"]
 
@@ -43,7 +43,9 @@ def _counterparts(scene: Scene, rng: random.Random, family: str, axis: int, how:
     for noun, names in some(open_, rng, MOST):
         offset = offset_mm(scene.known[names[0]], scene.known[names[1]])
         if offset is not None and abs(offset[axis]) >= NOTABLE_MM:
-            yield named(family, f"Which {noun} lies {how}?", names, names[int(offset[axis] < 0)], rng)
+            yield named(
+                family, f"Which {noun} {form(noun, 'lies', 'lie')} {how}?", names, names[int(offset[axis] < 0)], rng
+            )
 
 
 def sideways(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -81,7 +83,8 @@ def closer(scene: Scene, rng: random.Random) -> Iterator[Question]:
         if fair:
             found.append((noun, names, middle, names[int(right < left)]))
     for noun, names, middle, answer in some(found, rng, MOST):
-        yield named("closer", f"Which {noun} lies closer to the {middle}?", names, answer, rng)
+        text = f"Which {noun} {form(noun, 'lies', 'lie')} closer to the {middle}?"
+        yield named("closer", text, names, answer, rng)
 
 
 def distance(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -114,7 +117,7 @@ def side(scene: Scene, rng: random.Random) -> Iterator[Question]:
     sides = ("left", "right")
     names = [name for name, fact in scene.known.items() if fact.side in sides and set(name.lower().split()) & FINDINGS]
     for name in some([name for name in names if not set(name.split()) & set(sides)], rng, MOST):
-        text = f"On which side of the patient's midline does the {name} lie?"
+        text = f"On which side of the patient's midline {form(name, 'does', 'do')} the {name} lie?"
         yield named("side", text, sides, str(scene.known[name].side), rng)
 
 
@@ -130,7 +133,8 @@ def touch(scene: Scene, rng: random.Random) -> Iterator[Question]:
     fair = min(len(touching), len(apart), MOST // 2)
     for pair in [*some(touching, rng, fair), *some(apart, rng, fair)]:
         first, second = rng.sample(pair, 2)
-        yield yes_or_no("touch", f"Does the {first} touch the {second}?", answer=pair in touching)
+        text = f"{form(first, 'Does', 'Do')} the {first} touch the {second}?"
+        yield yes_or_no("touch", text, answer=pair in touching)
 
 
 def _within_reach(one: Box, other: Box, *, gap: float = 2.0) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged, yes_or_no
 from data_prep.derived.scene import Scene, some
-from data_prep.derived.wording import among, listed
+from data_prep.derived.wording import among, form, listed
 
 __all__ = ["count", "cut", "denser", "density", "edge", "length", "missing", "present"]
 
@@ -38,7 +38,8 @@ def cut(scene: Scene, rng: random.Random) -> Iterator[Question]:
     fair = min(len(out), len(scene.whole), MOST // 2)
     asked = [cord] if cord in scene.known else [*some(out, rng, fair), *some(list(scene.whole), rng, fair)]
     for name in asked:
-        yield yes_or_no("cut", f"Does the {name} run out of the scan?", answer=not scene.known[name].whole)
+        text = f"{form(name, 'Does', 'Do')} the {name} run out of the scan?"
+        yield yes_or_no("cut", text, answer=not scene.known[name].whole)
 
 
 def edge(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -50,7 +51,8 @@ def edge(scene: Scene, rng: random.Random) -> Iterator[Question]:
         if len(reached) == 1 and name not in quarters.END_KNOWN and not quarters.says(name, quarters.END_KNOWN_WORDS):
             found.append((name, reached[0]))
     for name, end in some(found, rng, MOST):
-        yield named("edge", f"At which end does the {name} run out of the scan?", tuple(ends.values()), end, rng)
+        text = f"At which end {form(name, 'does', 'do')} the {name} run out of the scan?"
+        yield named("edge", text, tuple(ends.values()), end, rng)
 
 
 def missing(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -66,7 +68,8 @@ def present(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """Whether a structure is there; as many that are as that are not."""
     fair = min(len(scene.absent), len(scene.known), MOST // 2)
     for name in [*some(scene.absent, rng, fair), *some(list(scene.known), rng, fair)]:
-        yield yes_or_no("present", f"Is the {name} in this scan?", answer=name in scene.known)
+        text = f"{form(name, 'Is', 'Are')} the {name} in this scan?"
+        yield yes_or_no("present", text, answer=name in scene.known)
 
 
 def count(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -85,7 +88,7 @@ def density(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """The mean HU."""
     known = {name: fact.mean_hu for name, fact in scene.whole.items() if fact.mean_hu is not None}
     for name in some([name for name in known if name in quarters.MEAN_HU], rng, MOST):
-        text, quantity = f"How dense is the {name} on average, in HU?", f"mean HU of the {name}"
+        text, quantity = f"How dense {form(name, 'is', 'are')} the {name} on average, in HU?", f"mean HU of the {name}"
         yield ranged("density", text, known[name], quarters.MEAN_HU[name], quantity=quantity, unit="HU")
 
 

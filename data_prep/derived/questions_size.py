@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged
 from data_prep.derived.scene import LARGER_BY, Scene, some
-from data_prep.derived.wording import among, plural
+from data_prep.derived.wording import among, form, plural
 
 __all__ = ["asymmetry", "comparison", "extent", "extreme", "larger", "longest", "volume"]
 
@@ -20,7 +20,7 @@ COMPARABLE = 1.5  # beyond this ratio anatomy, not the picture, tells which of t
 IN_REACH = 2.5  # and so with the largest or smallest of four
 CLEARLY_LONGER = 1.05
 NEARLY_ROUND = 1.25  # beyond it anatomy tells the longest side
-_HOW = ("wide is the {} from left to right", "deep is the {} from front to back", "tall is the {} from top to bottom")
+_HOW = ("wide", "deep", "tall")
 _ALONG = ("left to right", "front to back", "top to bottom")
 
 
@@ -30,7 +30,7 @@ def larger(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for noun, names in some(open_, rng, MOST):
         answer = scene.larger(*names)
         if answer:
-            yield named("larger", f"Which {noun} is larger?", names, answer, rng)
+            yield named("larger", f"Which {noun} {form(noun, 'is', 'are')} larger?", names, answer, rng)
 
 
 def comparison(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -50,7 +50,7 @@ def _comparable(scene: Scene, first: str, second: str) -> bool:
             return False
     elif pair & quarters.OPEN_ENDED or all(quarters.says(name, quarters.SERIES) for name in pair):
         return False
-    elif pair in map(set, scene.pairs.values()):
+    elif pair in map(set, scene.twins.values()):
         return False
     elif scene.larger(first, second, by=COMPARABLE):
         return False
@@ -81,9 +81,8 @@ def volume(scene: Scene, rng: random.Random) -> Iterator[Question]:
     known = dict(found)
     for name, bounds in quarters.VOLUME_ML.items():
         if name in known:
-            yield ranged(
-                "volume", f"How large is the {name}?", known[name], bounds, quantity=f"volume of the {name}", unit="mL"
-            )
+            text, quantity = f"How large {form(name, 'is', 'are')} the {name}?", f"volume of the {name}"
+            yield ranged("volume", text, known[name], bounds, quantity=quantity, unit="mL")
 
 
 def extent(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -92,7 +91,7 @@ def extent(scene: Scene, rng: random.Random) -> Iterator[Question]:
     asked = [(name, axis) for name in known if name in quarters.EXTENT_MM for axis in range(3)]
     for name, axis in some(asked, rng, MOST):
         size, bounds = known[name], quarters.EXTENT_MM[name][axis]
-        text = f"How {_HOW[axis].format(name)}?"
+        text = f"How {_HOW[axis]} {form(name, 'is', 'are')} the {name} from {_ALONG[axis]}?"
         quantity = f"extent of the {name}, {_ALONG[axis]}"
         yield ranged("extent", text, size[axis], bounds, quantity=quantity, unit="mm")
 
@@ -106,7 +105,8 @@ def longest(scene: Scene, rng: random.Random) -> Iterator[Question]:
             if CLEARLY_LONGER <= first / second <= NEARLY_ROUND:
                 found.append((name, fact.extent_mm.index(first)))
     for name, axis in some(found, rng, MOST):
-        yield named("longest", f"In which direction does the {name} extend furthest?", _ALONG, _ALONG[axis], rng)
+        text = f"In which direction {form(name, 'does', 'do')} the {name} extend furthest?"
+        yield named("longest", text, _ALONG, _ALONG[axis], rng)
 
 
 def asymmetry(scene: Scene, rng: random.Random) -> Iterator[Question]:

@@ -12,11 +12,13 @@ from collections.abc import Iterator
 
 from data_prep.derived import quarters
 from data_prep.derived.places import offset_mm
-from data_prep.derived.scene import Scene, draft
-from data_prep.derived.wording import is_plural, listed, millilitres, tens, towards
+from data_prep.derived.scene import Pose, Scene, draft, pose_of
+from data_prep.derived.wording import form, is_plural, listed, millilitres, tens, towards
 from data_prep.draft import Draft
 
 __all__ = ["ENDS", "report_drafts", "titled"]
+
+Said = tuple[str, Pose]
 
 NOTABLE_MM = 4.0
 MOST_VOLUMES = 6
@@ -24,20 +26,22 @@ MOST_COMPARED = 4
 MOST_CUT = 6
 ENDS = {"superior": "top", "inferior": "bottom", "left": "patient's left", "right": "patient's right",
         "anterior": "front", "posterior": "back"}  # fmt: skip
+_ANY: Pose = "any"
+_FIXED: Pose = "fixed"
 
 
 def report_drafts(scene: Scene) -> Iterator[Draft]:
     """One report of a scan."""
-    sentences = [
+    said = [
         _headline(scene),
-        *_volumes(scene),
-        *_larger(scene),
-        *_cut(scene),
-        *(f"There is no {name} in this scan." for name in scene.absent),
+        *((text, _ANY) for text in _volumes(scene)),
+        *((text, _ANY) for text in _larger(scene)),
+        *((text, _FIXED) for text in _cut(scene)),
+        *((f"There {form(name, 'is', 'are')} no {name} in this scan.", _ANY) for name in scene.absent),
         *_compared(scene),
-        *_off_centre(scene),
+        *((text, _FIXED) for text in _off_centre(scene)),
     ]
-    yield draft("report", text=" ".join(sentences))
+    yield draft("report", pose=pose_of(pose for _, pose in said), text=" ".join(text for text, _ in said))
 
 
 def titled(scene: Scene) -> str:
@@ -46,10 +50,10 @@ def titled(scene: Scene) -> str:
     return f"{region[:1].upper()}{region[1:]} {modality}" if region else modality
 
 
-def _headline(scene: Scene) -> str:
+def _headline(scene: Scene) -> Said:
     if scene.length_mm is None:
-        return f"{titled(scene)}."
-    return f"{titled(scene)}, {tens(scene.length_mm)} mm from top to bottom."
+        return f"{titled(scene)}.", _ANY
+    return f"{titled(scene)}, {tens(scene.length_mm)} mm from top to bottom.", _FIXED
 
 
 def _volumes(scene: Scene) -> Iterator[str]:
@@ -60,21 +64,22 @@ def _volumes(scene: Scene) -> Iterator[str]:
         names = set(sorted(sizes, key=lambda name: sizes[name], reverse=True)[:MOST_VOLUMES])
     for name, size in sizes.items():
         if name in names:
-            yield f"The {name} {'measure' if is_plural(name) else 'measures'} {millilitres(size)}."
+            yield f"The {name} {form(name, 'measures', 'measure')} {millilitres(size)}."
 
 
 def _cut(scene: Scene) -> Iterator[str]:
     """What runs out of the scan: one by one, or together where it is much."""
     cut = [name for name, fact in scene.known.items() if not fact.whole]
     if _usual(scene) or len(cut) <= MOST_CUT:
-        yield from (f"The {name} {'run' if is_plural(name) else 'runs'} out of the scan." for name in cut)
+        yield from (f"The {name} {form(name, 'runs', 'run')} out of the scan." for name in cut)
         return
     for edge, end in ENDS.items():
-        names = [f"the {name}" for name in cut if scene.known[name].edges[:1] == (edge,)]
+        names = [name for name in cut if scene.known[name].edges[:1] == (edge,)]
         if names:
             more = [f"{len(names) - MOST_CUT} more"] if len(names) > MOST_CUT else []
-            verb = "run" if len(names) > 1 or is_plural(names[0]) else "runs"
-            yield f"T{listed(names[:MOST_CUT] + more)[1:]} {verb} out of the scan at the {end}."
+            verb = "run" if len(names) > 1 else form(names[0], "runs", "run")
+            those = listed([*(f"the {name}" for name in names[:MOST_CUT]), *more])
+            yield f"T{those[1:]} {verb} out of the scan at the {end}."
 
 
 def _usual(scene: Scene) -> bool:
@@ -87,7 +92,7 @@ def _larger(scene: Scene) -> Iterator[str]:
     for names in pairs:
         larger = scene.larger(*names)
         if larger:
-            yield f"The {larger} is the larger one."
+            yield f"The {larger} {'are the larger ones' if is_plural(larger) else 'is the larger one'}."
 
 
 def _uneven(scene: Scene) -> list[tuple[str, str]]:
@@ -103,19 +108,21 @@ def _percent_smaller(scene: Scene, one: str, other: str) -> tuple[str, str, floa
     return small, large, 100 * (1 - scene.known[small].voxels / scene.known[large].voxels)
 
 
-def _compared(scene: Scene) -> Iterator[str]:
+def _compared(scene: Scene) -> Iterator[Said]:
     """Left and right: by how much they differ in volume, height and depth."""
     for names in _uneven(scene):
         small, large, percent = _percent_smaller(scene, *names)
         if scene.larger(*names):
-            yield f"The {small} has {round(percent)} percent less volume than the {large}."
+            have = form(small, "has", "have")
+            yield f"The {small} {have} {round(percent)} percent less volume than the {large}.", _ANY
         else:
-            yield f"The {names[0]} and the {names[1]} are of similar size."
+            yield f"The {names[0]} and the {names[1]} are of similar size.", _ANY
         offset = offset_mm(scene.known[names[0]], scene.known[names[1]])
         for axis, how in ((2, "higher"), (1, "further forward")):
             if offset is not None and abs(offset[axis]) >= NOTABLE_MM:
                 first, second = names if offset[axis] > 0 else names[::-1]
-                yield f"The {first} lies {round(abs(offset[axis]))} mm {how} than the {second}."
+                lie, apart = form(first, "lies", "lie"), round(abs(offset[axis]))
+                yield f"The {first} {lie} {apart} mm {how} than the {second}.", _FIXED
 
 
 def _off_centre(scene: Scene) -> Iterator[str]:

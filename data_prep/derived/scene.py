@@ -6,10 +6,10 @@ Part of m3d-lamed; import through `m3d`.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from data_prep.case import Case
 from data_prep.derived.facts import StructureFacts, facts, scan_length_mm
@@ -17,9 +17,15 @@ from data_prep.derived.places import counterparts, touching
 from data_prep.draft import Draft
 from data_prep.volume import closest_axes
 
-__all__ = ["DERIVATION", "LARGER_BY", "Scene", "draft", "some"]
+__all__ = ["DERIVATION", "LARGER_BY", "Pose", "Scene", "draft", "pose_of", "some"]
 
-DERIVATION = "masks+header/2"
+DERIVATION = "masks+header/3"
+Pose: TypeAlias = Literal["any", "fixed"]
+"""Whether a statement stays true when the patient is turned or moved in the scan a little: "fixed" where it does not.
+
+Sizes, densities and distances of whole structures do; what lies higher, how far something reaches along an axis, and
+what the field of view cuts or leaves out does not.
+"""
 LARGER_BY = 1.1
 _Item = TypeVar("_Item")
 
@@ -43,7 +49,15 @@ class Scene:
 
     @cached_property
     def pairs(self) -> dict[str, tuple[str, str]]:
-        """What is there on both sides and whole: noun -> names of the left and of the right one."""
+        """What is there on both sides and whole: noun -> names of the left and of the right one.
+
+        Not what is numbered: "the larger of the two ribs 12" is no English.
+        """
+        return {noun: names for noun, names in self.twins.items() if not noun[-1].isdigit()}
+
+    @cached_property
+    def twins(self) -> dict[str, tuple[str, str]]:
+        """The `pairs` with the numbered ones, whose names tell as much about each other."""
         return counterparts(list(self.whole))
 
     @cached_property
@@ -78,9 +92,15 @@ class Scene:
         return first if one > other else second
 
 
-def draft(task: str, **more: Any) -> Draft:  # noqa: ANN401 (the fields of a Draft)
-    """A draft that says that it was derived."""
-    return Draft(task=task, template=f"m3d.{task}", **{"meta": {"derivation": DERIVATION}, **more})
+def draft(task: str, *, pose: Pose, meta: Mapping[str, Any] | None = None, **more: Any) -> Draft:  # noqa: ANN401 (the fields of a Draft)
+    """A draft that says that it was derived, and whether the patient may be moved under it."""
+    fixed = {"pose": pose} if pose == "fixed" else {}
+    return Draft(task=task, template=f"m3d.{task}", meta={"derivation": DERIVATION, **(meta or {}), **fixed}, **more)
+
+
+def pose_of(poses: Iterable[Pose]) -> Pose:
+    """That of a text of several statements: fixed if any of them is."""
+    return "fixed" if "fixed" in set(poses) else "any"
 
 
 def some(items: Sequence[_Item], rng: random.Random, most: int) -> list[_Item]:

@@ -8,18 +8,26 @@ Part of m3d-lamed; import through `m3d`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-__all__ = ["about", "among", "choice_of", "is_plural", "listed", "millilitres", "plural", "ranges", "tens", "towards"]
+__all__ = ["about", "among", "choice_of", "form", "is_plural", "listed", "measured", "millilitres", "plural", "ranges",
+           "tens", "towards"]  # fmt: skip
 
 # Along R, A, S: how something lies that is further along the axis, or less far
 _TOWARDS = (("to the right of", "to the left of"), ("in front of", "behind"), ("above", "below"))
+_COMPOUND = re.compile(r"\b(?:and|or)\b")
+_NO_PLURAL = ("us", "is", "as", "ss", "ens", "ceps")
+_PLURALS = frozenset({"teeth", "feet", "bronchi", "ganglia", "atria", "nuclei", "maxillae", "scapulae"})
 
 
 def listed(names: Sequence[str], *, last: str = "and") -> str:
-    """``a, b and c``."""
-    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    """``a, b and c``; with a comma before the last word where a name has such a word of its own."""
+    if len(names) < 2:
+        return "".join(names)
+    compound = any(_COMPOUND.search(name) for name in names)
+    return f"{', '.join(names[:-1])}{',' if compound else ''} {last} {names[-1]}"
 
 
 def among(names: Sequence[str]) -> str:
@@ -28,13 +36,24 @@ def among(names: Sequence[str]) -> str:
 
 
 def is_plural(name: str) -> bool:
-    """Whether a structure's name speaks of several: "lungs", "vertebrae", not "pancreas"."""
-    word = name.split()[0 if name.startswith("vertebrae") else -1]
-    return word == "vertebrae" or (word.endswith("s") and not word.endswith(("us", "is", "as", "ss", "ens")))
+    """Whether a structure's name speaks of several: "lungs", "vertebrae C1 to C7", "a and b", not "pancreas"."""
+    words = name.lower().partition(" of ")[0].split()
+    if "and" in words or "vertebrae" in words:
+        return True
+    last = words[-1] if words else ""
+    ends_alike = last.endswith("s") and (last.endswith("omas") or not last.endswith(_NO_PLURAL))
+    return ends_alike or last in _PLURALS
+
+
+def form(name: str, one: str, many: str) -> str:
+    """The form of a verb that goes with a name: ``form("lungs", "is", "are")``."""
+    return many if is_plural(name) else one
 
 
 def plural(noun: str) -> str:
-    """The plural of an anatomical noun phrase: its head, before any "of" or number, takes the ending."""
+    """The plural of an anatomical noun phrase: its head, before "of" or a number, takes the ending if it has none."""
+    if is_plural(noun):
+        return noun
     head, of, rest = noun.partition(" of ")
     words = head.split()
     if len(words) > 1 and words[-1].isdigit():
@@ -68,6 +87,13 @@ def about(value: float) -> str:
 def millilitres(value: float) -> str:
     """Whole mL, with a decimal where there are few."""
     return f"{round(value)} mL" if value >= 5 else f"{value:.1f} mL"
+
+
+def measured(value: float, unit: str) -> str:
+    """A value with its unit, as it is said: ``67 mL``, ``-31 HU``, ``12 percent``."""
+    if unit == "mL":
+        return millilitres(value)
+    return f"{round(value)} {'percent' if unit == '%' else unit}"
 
 
 def tens(value: float) -> int:

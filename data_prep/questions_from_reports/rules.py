@@ -29,6 +29,8 @@ __all__ = ["METHOD", "by_rules", "write_by_rules"]
 METHOD = "report-rules/1"
 _ASIDE = 3  # distractors
 _VOWEL = re.compile(r"^[aeiou]")
+_HEADING = re.compile(r":[ \t]*\n\s*")  # what stands below "Comparison:" belongs to it
+_SENTENCE_END = re.compile(r"[.;!](?:\s|$)|(?<=\w\?)\s")  # "Liver mass? No", but "? mass in the liver"
 _UNCOUNTED = {
     "atrophy", "fatty infiltration", "cirrhosis", "consolidation", "atelectasis", "emphysema", "bronchiectasis",
     "wall thickening", "calcification", "enlargement", "hydronephrosis", "diverticula", "perforation",
@@ -127,14 +129,14 @@ def _pattern(said: Sequence[str]) -> re.Pattern[str]:
 
 
 def _read(text: str) -> Reading:
-    known, lowered = vocabulary(), " ".join(text.lower().replace("\n", " . ").split())
+    known, lowered = vocabulary(), " ".join(_HEADING.sub(": ", text.lower()).replace("\n", " . ").split())
     reading = Reading()
     for category, words in known.words.items():
         reading.mentioned[category] = {name for name, pattern in words.items() if pattern.search(lowered)}
     reading.mentioned["location"] = {
         name for places in known.places.values() for name, pattern in places.items() if pattern.search(lowered)
     }
-    for sentence in re.split(r"[.;!](?:\s|$)", lowered):
+    for sentence in _SENTENCE_END.split(lowered):
         start = 0
         for turn in [*known.contrast.finditer(sentence), None]:
             end = len(sentence) if turn is None else turn.start()

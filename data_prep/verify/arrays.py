@@ -17,7 +17,18 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-__all__ = ["Broken", "Header", "content_hash", "is_numpy", "parts_of", "reaches_of", "read_array", "read_header"]
+__all__ = [
+    "Broken",
+    "Header",
+    "array_of",
+    "content_hash",
+    "is_numpy",
+    "parts_of",
+    "reaches_of",
+    "read_array",
+    "read_bytes",
+    "read_header",
+]
 
 LABELS = "labels"
 Header = tuple[tuple[int, ...], np.dtype[Any]]
@@ -40,7 +51,15 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     Raises:
         Broken: It is missing, cut short, damaged, pickled or something else.
     """
-    data = _bytes(path)
+    return array_of(read_bytes(path))
+
+
+def array_of(data: bytes) -> npt.NDArray[Any]:
+    """The array in a file's bytes, as `read_array` has it.
+
+    Raises:
+        Broken: They are cut short, damaged, pickled or something else.
+    """
     try:
         loaded = np.load(io.BytesIO(data), allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
@@ -110,7 +129,12 @@ def parts_of(layers: npt.NDArray[Any], value: int) -> list[Reach]:
     ]
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """A file's bytes.
+
+    Raises:
+        Broken: It is missing or cannot be read.
+    """
     try:
         return path.read_bytes()
     except FileNotFoundError:

@@ -40,6 +40,7 @@ class ImageFacts:
     names: Mapping[int, str] | None = None
     masks: str | None = None
     scan_sha256: str | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)  # file -> sha256 of its bytes
     patients: dict[tuple[str, str], str] = field(default_factory=dict)  # (data set, patient) -> line
     splits: dict[str, str] = field(default_factory=dict)
     said: dict[tuple[str, int, str], str] = field(default_factory=dict)

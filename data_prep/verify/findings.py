@@ -16,12 +16,16 @@ Severity = Literal["error", "warning"]
 SCHEMA: Final = "m3d.verify/1"
 CHECKS: Mapping[str, str] = {
     "schema": "every line is a valid record (records.jsonl) or image (images.jsonl); all faults of a line are told",
+    "content": "there are records, and not every scan was refused",
     "ids": "no two records share an id",
+    "repeats": "no record stands under two ids (one that differs in its origin, kind or meta only: a warning)",
     "order": "the entries of an image are consecutive lines (warning)",
     "agreement": "all lines about an image, and images.jsonl, name one patient and the same media",
     "index": "images.jsonl lists the images of the records; one without any record is a warning",
+    "parts": "records.jsonl and images.jsonl say of an image what its part (parts/) says, and no image is lost",
     "tasks": "every task is known, and its prompt and answer can be rendered",
     "files": "every image and mask exists and can be read whole; pickles are refused",
+    "checksums": "images and masks have the bytes that preparation wrote (sha256 in images.jsonl)",
     "arrays": "shape and number type of the voxels are what the record says",
     "values": "no NaN or infinity, nothing outside 0..1 where the unit is norm01",
     "blank": "no image has one value only; one of 99.9 % background is a warning",

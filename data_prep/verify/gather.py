@@ -6,7 +6,9 @@ Part of m3d-lamed; import through `m3d`.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from data_prep.verify.facts import ImageFacts, ReportText
 from data_prep.verify.findings import Findings
 from data_prep.verify.words import Vocabulary, check_words
 
-__all__ = ["Gathered", "Render", "gather_index", "gather_records"]
+__all__ = ["Gathered", "Render", "digest", "gather_index", "gather_records"]
 
 Render = Callable[[Record], str | None]
 """Tries to write a record's prompt and answer; says what is wrong, or None."""
@@ -28,7 +30,11 @@ _REPORT_TASKS = ("report", "retrieval")
 
 @dataclass
 class Gathered:
-    """All that the lines said."""
+    """All that the lines said.
+
+    ``rows`` (by key) and ``lines`` (by id, with the line's number) keep digests of what is said of an image, to compare
+    them with the parts; ``seen`` has the line of every record by digests that leave its id out.
+    """
 
     images: dict[str, ImageFacts] = field(default_factory=dict)
     indexed: bool = False
@@ -38,6 +44,16 @@ class Gathered:
     entries: set[str] = field(default_factory=set)  # images that records are about
     reports: dict[tuple[str, str], ReportText] = field(default_factory=dict)
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
+    has_parts: bool = False
+    rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    lines: dict[str, dict[str, tuple[int, int]]] = field(default_factory=lambda: defaultdict(dict))
+    seen: dict[int, int] = field(default_factory=dict)
+
+
+def digest(value: object) -> int:
+    """The same for the same JSON, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def gather_index(path: Path, gathered: Gathered, findings: Findings) -> None:
@@ -46,7 +62,11 @@ def gather_index(path: Path, gathered: Gathered, findings: Findings) -> None:
     for where, text in _lines(path):
         try:
             row = json.loads(text)
+            if gathered.has_parts:
+                gathered.rows.setdefault(str(row["image_id"]), {key: digest(value) for key, value in row.items()})
             image = StoredImage.from_row(row, path.parent)
+            if not isinstance(image.files, dict) or not all(isinstance(sum_, str) for sum_ in image.files.values()):
+                raise ValueError("files must be paths with the sha256 of each")
         except ValidationError as error:
             for fault in _faults(error, Media):
                 findings.error("schema", where, f"media.{fault}; prepare it again")
@@ -59,7 +79,12 @@ def gather_index(path: Path, gathered: Gathered, findings: Findings) -> None:
                 findings.error("ids", where, f"image {image.image_id!r} stands at {before} too; prepare it again")
                 continue
             facts = ImageFacts(
-                media=image.media, where=where, names=image.names, masks=image.masks, scan_sha256=image.sha256
+                media=image.media,
+                where=where,
+                names=image.names,
+                masks=image.masks,
+                scan_sha256=image.sha256,
+                checksums=dict(image.files),
             )
             facts.patients[image.dataset, image.patient_id] = facts.splits[image.split] = where
             gathered.images[image.image_id] = facts
@@ -70,6 +95,8 @@ def gather_records(path: Path, gathered: Gathered, findings: Findings, *, render
     """Read a file of records; an index is read before it, so that records can be compared with it."""
     last = ""
     for where, text in _lines(path):
+        if gathered.has_parts:
+            _keep_line(text, where, gathered)
         try:
             record = Record.model_validate_json(text, strict=True)
         except ValidationError as error:
@@ -90,6 +117,8 @@ def _hear(record: Record, where: str, gathered: Gathered, findings: Findings, re
     first = gathered.ids.setdefault(record.id, line)
     if first != line:
         findings.error("ids", where, f"id {record.id!r} is that of line {first}; give each record its own")
+    else:
+        _check_repeats(record, line, gathered.seen, where, findings)
     _check_task(record, where, findings, render)
     gathered.entries.add(record.image_id)
     for number, media in enumerate(record.media):
@@ -101,6 +130,30 @@ def _hear(record: Record, where: str, gathered: Gathered, findings: Findings, re
         by_rule = "derivation" in record.meta
         said = ReportText(where, record.image_id, record.split, record.target.text, by_rule)
         gathered.reports.setdefault((record.image_id, record.target.text), said)
+
+
+def _keep_line(text: bytes, where: str, gathered: Gathered) -> None:
+    """Keep what a line says, even if it breaks a rule; one that is no JSON object says nothing."""
+    try:
+        row = json.loads(text)
+        gathered.lines[str(row["image_id"])][str(row["id"])] = (int(where.rpartition(":")[2]), digest(row))
+    except (ValueError, KeyError, TypeError):
+        return
+
+
+def _check_repeats(record: Record, line: int, seen: dict[int, int], where: str, findings: Findings) -> None:
+    row = json.loads(record.to_line())
+    del row["id"]
+    whole = digest(row)
+    short = digest([row[key] for key in ("image_id", "lang", "task", "prompt", "target")])
+    if whole in seen:
+        message = f"record {record.id!r} says what line {seen[whole]} says under another id; drop one"
+        findings.error("repeats", where, message)
+    elif short in seen:
+        message = f"record {record.id!r} has prompt and target of line {seen[short]}; drop one if it is the same"
+        findings.warn("repeats", where, message)
+    seen.setdefault(whole, line)
+    seen.setdefault(short, line)
 
 
 def _hear_of_image(

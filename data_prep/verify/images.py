@@ -5,6 +5,7 @@ Part of m3d-lamed; import through `m3d`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from data_prep.boxes import Box
 from data_prep.read import SUFFIXES, read_volume
 from data_prep.verify.arrays import (
     Broken,
+    array_of,
     content_hash,
     is_numpy,
     parts_of,
     reaches_of,
-    read_array,
+    read_bytes,
     read_header,
 )
 from data_prep.verify.facts import ImageFacts, same_name
@@ -97,8 +99,18 @@ def _check_voxels(place: _Place, fast: bool) -> tuple[list[Finding], str | None]
         return list(_check_array(place, array.shape, array.dtype)) + list(_check_values(place, array)), None
     if fast:
         return list(_check_array(place, *read_header(path))), None
-    array = read_array(path)
-    return [*_check_array(place, array.shape, array.dtype), *_check_values(place, array)], content_hash(array)
+    data = read_bytes(path)
+    array = array_of(data)
+    found = [*_check_sum(place, media.path, data), *_check_array(place, array.shape, array.dtype)]
+    return [*found, *_check_values(place, array)], content_hash(array)
+
+
+def _check_sum(place: _Place, path: str, data: bytes) -> Iterator[Finding]:
+    """Whether a file has the bytes that its image's line promises; a line without checksums promises none."""
+    wanted = place.facts.checksums.get(path)
+    if wanted is not None and hashlib.sha256(data).hexdigest() != wanted:
+        message = "is not as preparation wrote it (its sha256 differs); delete it and run `m3d data prepare` again"
+        yield place.error("checksums", path, message)
 
 
 def _check_array(place: _Place, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Iterator[Finding]:
@@ -146,7 +158,9 @@ def _check_masks(place: _Place, path: str, fast: bool) -> Iterator[Finding]:
     if fast:
         yield from _check_layers(place, path, *read_header(file))
         return
-    labels = read_array(file)
+    data = read_bytes(file)
+    labels = array_of(data)
+    yield from _check_sum(place, path, data)
     wrong = list(_check_layers(place, path, labels.shape, labels.dtype))
     if labels.dtype.kind == "i" and labels.size and labels.min() < 0:
         wrong.append(

@@ -14,16 +14,18 @@ from typing import Protocol
 
 from data_prep.terms import Terms, load_terms
 from data_prep.verify.findings import CHECKS, Findings, Report
-from data_prep.verify.folder import check_leftovers, check_rejects
+from data_prep.verify.folder import check_leftovers, check_rejects, num_refused
 from data_prep.verify.gather import Gathered, Render, gather_index, gather_records
 from data_prep.verify.images import ImageResult, check_image
+from data_prep.verify.parts import FOLDER as PARTS
+from data_prep.verify.parts import check_parts
 from data_prep.verify.pool import spread
 from data_prep.verify.twins import check_patients, check_reports, check_volumes
 
 __all__ = ["Progress", "Settings", "verify"]
 
 RECORDS, INDEX, REJECTS = "records.jsonl", "images.jsonl", "rejects.jsonl"
-_SLOW = ("values", "blank", "empty", "boxes")
+_SLOW = ("checksums", "values", "blank", "empty", "boxes")
 
 
 class Progress(Protocol):
@@ -84,6 +86,7 @@ def verify(
     if is_store:
         _read_index(source, gathered, findings)
     gather_records(records, gathered, findings, render=render)
+    _check_content(records, gathered, findings, is_store)
     digests = _check_images(gathered, folder, findings, settings, progress)
     _check_together(gathered, digests, findings, settings)
     if is_store:
@@ -104,7 +107,16 @@ def _read_index(source: Path, gathered: Gathered, findings: Findings) -> None:
         if not (source / name).is_file():
             findings.error("files", name, "missing; run `m3d data prepare` to its end")
     if (source / INDEX).is_file():
+        gathered.has_parts = (source / PARTS).is_dir()
         gather_index(source / INDEX, gathered, findings)
+
+
+def _check_content(records: Path, gathered: Gathered, findings: Findings, is_store: bool) -> None:
+    """A store that holds nothing is no store, however well-formed its files are."""
+    if gathered.num_records + gathered.num_broken == 0:
+        refused = num_refused(records.parent / REJECTS) if is_store and not gathered.images else 0
+        why = f"holds no record: all {refused} scans were refused ({REJECTS})" if refused else "holds no record"
+        findings.error("content", records.name, f"{why}; mend the source or the config, then prepare again")
 
 
 def _check_images(
@@ -134,12 +146,15 @@ def _check_together(gathered: Gathered, digests: dict[str, str | None], findings
 
 
 def _check_folder(source: Path, gathered: Gathered, findings: Findings) -> None:
+    if gathered.has_parts:
+        for finding in check_parts(source, gathered):
+            findings.add(finding)
     if gathered.indexed:
         for image_id, facts in gathered.images.items():
             if image_id not in gathered.entries:
                 findings.warn("index", facts.where, f"image {image_id!r} has no record; it will never be drawn")
     known = {path for facts in gathered.images.values() for path in (facts.media.path, *facts.mask_paths)}
-    for finding in check_leftovers(source, known=known, images=gathered.images.keys()):
+    for finding in check_leftovers(source, known=known):
         findings.add(finding)
     for finding in check_rejects(source / REJECTS):
         findings.add(finding)
@@ -152,5 +167,10 @@ def _skipped(settings: Settings, gathered: Gathered, rendered: bool, is_store: b
     if not rendered:
         skipped["tasks"] = "names only; nothing was given that renders"
     if not is_store:
-        skipped |= dict.fromkeys(("index", "leftovers", "rejects"), "this is a file, not a store")
+        skipped |= dict.fromkeys(("index", "parts", "checksums", "leftovers", "rejects"), "this is a file, not a store")
+        return skipped
+    if not gathered.has_parts:
+        skipped["parts"] = f"there is no {PARTS}/ to compare with"
+    if not any(facts.checksums for facts in gathered.images.values()):
+        skipped["checksums"] = f"{INDEX} has none"
     return skipped

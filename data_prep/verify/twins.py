@@ -27,8 +27,11 @@ def check_patients(images: Mapping[str, ImageFacts]) -> Iterator[Finding]:
     """Patients and images in more than one split."""
     seen: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     blamed: set[tuple[str, str]] = set()
-    for facts in images.values():
+    numbers: dict[tuple[str, str], str] = {}
+    for image_id, facts in images.items():
+        prefix = f"{image_id.partition('/')[0]}/"  # preparation puts the data set before patient and image
         for owner in facts.patients:
+            numbers[owner] = owner[1].removeprefix(prefix)
             for split, where in facts.splits.items():
                 seen[owner].setdefault(split, where)
     for (dataset, patient), splits in seen.items():
@@ -40,22 +43,28 @@ def check_patients(images: Mapping[str, ImageFacts]) -> Iterator[Finding]:
         if len(facts.splits) > 1 and not blamed & set(facts.patients):
             message = f"the image is in {_joined(facts.splits)}; put it into one split"
             yield Finding("error", "patients", f"image {image_id}", message)
-    yield from _check_namesakes(seen, blamed)
+    yield from _check_namesakes({owner: seen[owner] for owner in seen if owner not in blamed}, numbers)
 
 
 def _check_namesakes(
-    seen: Mapping[tuple[str, str], Mapping[str, str]], blamed: set[tuple[str, str]]
+    seen: Mapping[tuple[str, str], Mapping[str, str]], numbers: Mapping[tuple[str, str], str]
 ) -> Iterator[Finding]:
-    """One patient id in two data sets: it may be one patient, or a number that both use."""
-    splits: dict[str, dict[str, str]] = defaultdict(dict)
-    for (dataset, patient), places in seen.items():
-        if (dataset, patient) not in blamed:
-            for split, where in places.items():
-                splits[patient].setdefault(split, f"{where}, {dataset}")
-    for patient, places in splits.items():
-        if len(places) > 1:
-            message = f"patient id {patient!r} is in {_joined(places)}; if it is one patient, choose one split"
-            yield Finding("warning", "patients", f"patient {patient}", message)
+    """One patient's number in two data sets and splits: one person, or a number that both use; one finding a pair."""
+    owners: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for owner in seen:
+        owners[numbers[owner]].append(owner)
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for number, shared in owners.items():
+        for one, other in combinations(shared, 2):
+            places = {**seen[one], **seen[other]}
+            if len(places) > 1:
+                whose = dict.fromkeys(seen[one], one[0]) | dict.fromkeys(seen[other], other[0])
+                told = {split: f"{where}, {whose[split]}" for split, where in places.items()}
+                found[one[0], other[0]].append(f"patient id {number!r} is in {_joined(told)}")
+    for (first, second), messages in found.items():
+        more = f" (and {len(messages) - 1} more of {first} and {second})" if len(messages) > 1 else ""
+        message = f"{messages[0]}{more}; if it is one patient, choose one split"
+        yield Finding("warning", "patients", f"data sets {first} and {second}", message)
 
 
 def check_volumes(images: Mapping[str, ImageFacts], digests: Mapping[str, str | None]) -> Iterator[Finding]:

@@ -58,10 +58,11 @@ def choose_samples(
     """One record of each task, chosen by ``seed``; one that has something to draw rather than one that has not.
 
     Raises:
-        KeyError: The store has no such image.
-        ValueError: It has no record of a task that is asked for.
+        ValueError: It has no such image, no record of a task that is asked for, or no record at all.
     """
     entries = store.records.images
+    if not entries:
+        raise ValueError(f"{store.root} holds no record, so there is nothing to show; `m3d data verify` says why")
     if image_id is not None:
         if image_id not in entries:
             raise ValueError(f"{store.root} has no image {image_id!r}; its first is {next(iter(entries), 'none')!r}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_prep.records import read_records
 from data_prep.store import Store
@@ -56,6 +57,7 @@ def test_verify_with_warnings_only_exits_with_0(run, store):
 
 def test_verify_allow_makes_an_error_a_warning(run, store):
     (store / "images/mini/b.npy").write_bytes((store / "images/mini/a.npy").read_bytes())
+    small.seal(store)
     assert run("data", "verify", store)[0] == 1
     assert run("data", "verify", store, "--allow", "volumes")[0] == 0
 
@@ -134,6 +136,16 @@ def test_stats_prints_tables_and_draws(run, store, tmp_path):
     assert (tmp_path / "stats/stats.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_no_word_of_the_figure_touches_an_edge(run, store, tmp_path):
+    long = "a structure whose name is far longer than that of any other one"
+    for image_id in small.SPLITS:
+        small.edit(store / "records.jsonl", lambda row: row["target"]["masks"][1].update(name=long), id=f"{image_id}/6")
+    run("data", "stats", store, "--out", tmp_path / "stats")
+    pixels = np.asarray(Image.open(tmp_path / "stats/stats.png").convert("L"))
+    for edge in (pixels[:, :8], pixels[:, -8:], pixels[:8], pixels[-8:]):
+        assert edge.min() == 255
+
+
 def test_stats_without_masks_or_questions_still_draws(run, store, tmp_path):
     rows = [row for row in small.read_lines(store / "records.jsonl") if row["task"] == "report"]
     small.write_lines(store / "records.jsonl", rows)
@@ -166,6 +178,15 @@ def test_show_one_task_as_json_goes_to_samples(run, store, elsewhere):
     code, _, err = run("data", "show", store, "--task", "seg.ref")
     assert code == 1
     assert "--force" in err
+
+
+def test_show_of_a_store_without_records_is_one_line(run, store):
+    (store / "records.jsonl").write_text("")
+    for words in ([], ["--image", "mini/a"], ["--task", "report"]):
+        code, out, err = run("data", "show", store, *words)
+        assert (code, out) == (1, "")
+        assert err.count("\n") == 1
+        assert "holds no record, so there is nothing to show" in err
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
 """Derived truth whose answers are worked out by hand: blocks of known mm in a body of known width."""
 
-import itertools
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -14,14 +13,15 @@ from data_prep.derived import quarters as quarters_of
 from data_prep.derived.places import counterparts, direction, distance_mm, touching
 from data_prep.derived.questions import FAMILIES, questions
 from data_prep.derived.scene import Scene
-from data_prep.derived.wording import about, choice_of, listed, millilitres, plural, ranges
+from data_prep.derived.wording import about
 from data_prep.laterality import mirrored
-from data_prep.openkbp import cases, read_case
-from data_prep.phantoms import NAMES, head_neck
+from data_prep.phantoms import NAMES
 from data_prep.volume import Volume
 
 VOXEL = 5.0  # mm; the world is 200 mm wide, deep and high, its middle at the origin
 # name: (R from, to), (A from, to), (S from, to) in mm, HU
+
+
 HEAD = {
     "brainstem": ((-10, 10), (-40, -10), (35, 75), 30),  # 24 mL around (0, -25, 55)
     "spinal cord": ((-5, 5), (-50, -40), (-60, 35), 40),  # 9.5 mL around (0, -45, -12.5)
@@ -32,6 +32,8 @@ HEAD = {
     "mandible": ((-55, 65), (50, 80), (-30, 10), 700),  # 144 mL around (5, 65, -10)
 }
 # overlapping (the tumor lies in the liver), touching, and out of the scan at its lower end
+
+
 BELLY = {
     "liver": ((20, 70), (-20, 30), (0, 60), 60),  # 150 mL around (45, 5, 30)
     "tumor": ((40, 50), (0, 10), (20, 40), 40),  # 2 mL around (45, 5, 30)
@@ -127,6 +129,8 @@ EXTENTS = {
     ("deep", "brainstem"): "28 to 31 mm",  # 30
     ("tall", "left parotid"): "less than 46 mm",  # 40
 }
+
+
 DISTANCES = {
     ("left parotid", "right parotid"): "111 to 118 mm",  # (115, 7.5, 10): 115.7
     ("brainstem", "larynx"): "less than 116 mm",  # (5, 52.5, 100): 113.1
@@ -134,6 +138,8 @@ DISTANCES = {
     ("left parotid", "larynx"): "less than 91 mm",  # (65, 20, 55): 87.5
     ("brainstem", "mandible"): "more than 93 mm",  # (5, 90, 65): 111.1
 }
+
+
 HEIGHTS = {  # (100 - S) / 200
     "brainstem": "20 to 25 %",  # 22.5
     "right parotid": "more than 39 %",  # 50
@@ -225,14 +231,6 @@ def test_vertebrae_of_a_bent_spine_are_compared():
     assert asked(case, "closer", range(40))["Which kidney lies closer to the vertebra L2?"] == "right kidney"
 
 
-def test_a_report_of_much_that_is_cut_says_it_together():
-    many = {f"part {n}": ((r, r + 10), (-20, 20), (-100, -60), 50) for n, r in enumerate(range(-80, 80, 20))}
-    many["hips"] = ((-80, 80), (-10, 10), (90, 100), 50)
-    text = derived_drafts(world(many), random.Random(0), kinds=["report"])[0].text
-    assert "The hips run out of the scan at the top." in text
-    assert "The part 0, the part 1, the part 2, the part 3, the part 4, the part 5 and 2 more run out" in text
-
-
 def test_touching_is_asked_as_often_as_not_touching():
     case = world(BELLY)
     assert touching(case) == {frozenset(pair) for pair in (("liver", "tumor"), ("liver", "stomach"))}
@@ -302,18 +300,6 @@ def test_the_array_s_orientation_changes_no_word(blocks, codes):
     assert one == other
 
 
-@pytest.mark.parametrize("seed", [0, 5])
-def test_a_phantom_answers_alike_on_every_grid(seed):
-    kinds = ("report", "vqa", "rec")
-    answers = []
-    for codes in ("PLI", "SPL", "RAS"):
-        case = replace(head_neck(seed, orientation=codes, without=["larynx"]), unit="arbitrary")  # noise differs
-        answers.append(derived_drafts(case, random.Random(seed), kinds=kinds))
-    assert answers[0] == answers[1] == answers[2]
-    assert len({one.subtask for one in answers[0]}) >= 10
-    assert str(answers[0][0].text).startswith("Head and neck CT, ")
-
-
 def mirrored_world(blocks):
     swapped = {name: (tuple(sorted((-r[0], -r[1]))), a, s, hu) for name, (r, a, s, hu) in blocks.items()}
     return world({mirrored(name): block for name, block in swapped.items()})
@@ -371,19 +357,6 @@ def test_descriptions_hold_for_one_structure_only():
     assert not any(name in text.lower() for text, name in words.items() if "parotid" not in name)
 
 
-def test_a_place_that_two_structures_share_describes_neither():
-    twins = {
-        "aorta": ((-5, 5), (-90, -80), (-40, 40), 40),
-        "one": ((-5, 5), (20, 40), (-10, 10), 40),  # 4 mL, 115 mm in front
-        "two": ((-5, 5), (60, 80), (-10, 10), 40),  # the same, further on
-    }
-    texts = [str(one.slots.get("description")) for one in derived_drafts(world(twins), random.Random(0))]
-    assert "in front of the aorta" not in " ".join(texts)
-    alone = {name: block for name, block in twins.items() if name != "two"}
-    texts = [str(one.slots.get("description")) for one in derived_drafts(world(alone), random.Random(0))]
-    assert "The structure of about 4.0 mL in front of the aorta." in texts
-
-
 def test_boxes_and_masks_are_given_by_name():
     drafts = derived_drafts(world(BELLY), random.Random(0), kinds=["rec", "reg", "seg"])
     named = {one.boxes for one in drafts if (one.task, one.subtask) == ("rec.box3d", "name")}
@@ -394,22 +367,10 @@ def test_boxes_and_masks_are_given_by_name():
     assert {one.task for one in drafts} == {"rec.box3d", "reg", "seg.sem", "seg.ref"}
 
 
-def test_a_scan_of_many_structures_asks_for_some_groups():
-    cells = itertools.product(range(-80, 80, 40), range(-80, 80, 40), (0, 40))
-    many = {
-        f"part {n}": ((r, r + 10), (a, a + 10), (s, s + 10 + 5 * (n % 3)), 50.0) for n, (r, a, s) in enumerate(cells)
-    }
-    drafts = derived_drafts(world(many), random.Random(0))
-    several = [one for one in drafts if one.subtask == "several"]
-    assert len(several) == 4
-    assert all(2 <= len(one.masks) <= 8 and list(one.masks) == one.slots["objects"] for one in several)
-    assert max(Counter(one.subtask for one in drafts if one.task == "vqa.closed").values()) <= 4
-
-
 def test_every_draft_says_how_it_was_made_and_a_seed_fixes_all():
     case = world(HEAD, absent=("trachea",), complete=True)
     drafts = derived_drafts(case, random.Random(7))
-    assert {one.meta["derivation"] for one in drafts} == {"masks+header/2"}
+    assert {one.meta["derivation"] for one in drafts} == {"masks+header/3"}
     assert {one.template for one in drafts} == {
         "m3d.report", "m3d.retrieval", "m3d.vqa.closed", "m3d.vqa.open", "m3d.rec.box3d", "m3d.reg", "m3d.seg.sem",
         "m3d.seg.ref",
@@ -422,13 +383,38 @@ def test_every_draft_says_how_it_was_made_and_a_seed_fixes_all():
         derived_drafts(case, random.Random(0), kinds=["vga"])
 
 
+SAID = {  # who is asked openly does not know the ranges
+    "volume of the mandible": "144 mL",
+    "volume of the brainstem": "24 mL",
+    "volume of the right parotid": "60 mL",
+    "volume of the left parotid": "28 mL",
+    "volume of the larynx": "32 mL",
+    "length of the scan": "200 mm",
+    "extent of the right parotid, left to right": "30 mm",
+    "extent of the right parotid, top to bottom": "50 mm",
+    "asymmetry of the parotids": "53 percent",
+    "mean HU of the mandible": "700 HU",
+    "mean HU of the right parotid": "0 HU",
+    "mean HU of the left parotid": "10 HU",
+    "mean HU of the larynx": "-200 HU",
+    "height of the mandible": "55 percent",
+    "height of the right parotid": "50 percent",
+    "distance between left parotid and right parotid": "116 mm",
+    "distance between brainstem and larynx": "113 mm",
+}
+
+
 def test_closed_and_open_are_one_question():
-    drafts = derived_drafts(world(HEAD), random.Random(0), kinds=["vqa"])
+    drafts, said = derived_drafts(world(HEAD), random.Random(0), kinds=["vqa"]), dict(SAID)
     for closed, open_ in zip(drafts[::2], drafts[1::2], strict=True):
         assert (closed.task, open_.task) == ("vqa.closed", "vqa.open")
         assert closed.slots == open_.slots
-        assert closed.options[closed.choice] == open_.text
+        if open_.value is None:
+            assert open_.text == closed.options[closed.choice]
+        elif open_.quantity in SAID:
+            assert open_.text == said.pop(open_.quantity)
         assert len(set(closed.options)) == len(closed.options)
+    assert len(said) <= 5  # what this seed does not ask
     values = {one.quantity: (one.value, one.unit) for one in drafts if one.value is not None}
     assert values["volume of the larynx"] == (31.5, "mL")
     assert values["length of the scan"] == (200.0, "mm")
@@ -443,59 +429,6 @@ def test_named_options_stand_in_any_order():
     assert min(first[0], first[1]) >= 18
 
 
-def usual_rate(scenes, seeds=3):
-    """Per family, how often a question's usual answer is right: the most that a blind reader can get."""
-    seen = defaultdict(lambda: defaultdict(Counter))
-    for scene, seed in itertools.product(scenes, range(seeds)):
-        for one in questions(scene, random.Random(f"{scene.case.id}/{seed}")):
-            lead = one.text.partition(": the ")[0].partition(", the ")[0]
-            asked_of = one.text if lead == one.text else (lead, *sorted(one.options))
-            seen[one.subtask][asked_of][one.options[one.choice]] += 1
-    return {
-        family: sum(max(c.values()) for c in counts.values()) / sum(sum(c.values()) for c in counts.values())
-        for family, counts in seen.items()
-    }
-
-
-def test_phantoms_leave_no_answer_to_guess():
-    scenes = []
-    for seed in range(30):
-        rng = random.Random(seed)
-        without = [name for name in NAMES.values() if rng.random() < 0.1]
-        scenes.append(Scene.of(head_neck(seed, shape=(48, 40, 50), spacing=(5.0, 5.0, 6.0), without=without)))
-    rates = usual_rate(scenes)
-    for family in ("larger", "volume", "present", "count", "height", "asymmetry"):
-        assert rates[family] <= 0.75, (family, rates[family])
-
-
-def test_real_captions_differ_and_real_answers_vary(shared_data):
-    scenes, captions = [], Counter()
-    for folder in cases(shared_data / "data" / "openkbp", "validation")[:12]:
-        case = read_case(folder)
-        drafts = derived_drafts(case, random.Random(case.id), kinds=["rec", "seg", "retrieval"])
-        assert not any(() in (one.boxes, one.masks) for one in drafts)
-        captions.update(one.text for one in drafts if one.task == "retrieval")
-        scenes.append(Scene.of(case))
-    assert len(captions) == len(scenes)
-    for text in captions:
-        assert 2 <= text.count(". ") + 1 <= 4
-    rates = usual_rate(scenes)
-    for family in ("larger", "volume", "comparison", "extent", "asymmetry", "distance", "density", "length", "height"):
-        assert rates[family] <= 0.75, (family, rates[family])
-    assert len(rates) >= 10
-
-
-def test_words():
-    assert [plural(noun) for noun in ("parotid", "artery", "lens", "kidney", "upper lobe of lung", "rib 12")] == [
-        "parotids", "arteries", "lenses", "kidneys", "upper lobes of lung", "ribs 12",
-    ]  # fmt: skip
-    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
-    assert [about(value) for value in (0.434, 4.34, 25.3, 434.0, 1523.0)] == ["0.43", "4.3", "25", "430", "1500"]
-    assert [millilitres(value) for value in (0.44, 4.96, 24.5, 25.5)] == ["0.4 mL", "5.0 mL", "24 mL", "26 mL"]
-    assert ranges((10, 20), "mL") == ("less than 10 mL", "10 to 20 mL", "more than 20 mL")
-    assert [choice_of(value, (10, 20)) for value in (9.99, 10, 19.9, 20)] == [0, 1, 1, 2]
-
-
 def test_places():
     assert counterparts(["left rib 4", "right rib 4", "left", "right", "left eye"]) == {
         "rib 4": ("left rib 4", "right rib 4")
@@ -506,14 +439,3 @@ def test_places():
     assert direction(known["right parotid"], known["spinal cord"]) is None  # as much forward as to the right
     assert len(FAMILIES) >= 20
     assert set(quarters_of.VOLUME_ML) <= set(NAMES.values())
-
-
-def test_a_description_does_not_say_its_own_name():
-    alone = [name for name in NAMES.values() if "parotid" not in name]
-    for seed in (1, 2, 3):
-        case = head_neck(seed, without=alone)
-        for draft in derived_drafts(case, random.Random(seed), kinds=("rec", "seg")):
-            if draft.subtask == "description" and (draft.boxes or draft.masks):
-                (name,) = draft.boxes or draft.masks
-                words = set(str(draft.slots["description"]).lower().replace(".", " ").replace(",", " ").split())
-                assert not set(name.split()) <= words, draft

@@ -36,6 +36,11 @@ PAIRS = [  # text and its mirror image, true both ways
     ("L kidney larger than R kidney", "R kidney larger than L kidney"),
     ("Kidney L", "Kidney R"),
     ("Kidney (L)", "Kidney (R)"),
+    ("Kidney-L", "Kidney-R"),
+    ("kidney-l", "kidney-r"),
+    ("lung-lower-lobe-L, cut", "lung-lower-lobe-R, cut"),
+    ("kidney-l_cyst", "kidney-r_cyst"),
+    ("L-kidney and R-Lung", "R-kidney and L-Lung"),
     ("effusion, L>R", "effusion, R>L"),
     ("mild dextroscoliosis", "mild levoscoliosis"),
     ("左肾较小、右肾正常", "右肾较小、左肾正常"),
@@ -59,6 +64,9 @@ UNSIDED = [
     "BRIGHT SIGNAL",
     "bilateral effusions",
     "5 L of fluid, 20 mL, 3 mg/L",
+    "L-spine, an L-shaped drain, R-CHOP, an R-wave, L-carnitine",
+    "5-L of fluid, T12-L, right-angled",
+    "disc L5-S1, post-RT, non-linear, half-life",
     "L4 and L5, disc L4/L5, T12-L1, L spine",
     "after RT the mass shrank; RT dose 50 Gy",
     "BMI &lt; 30, dextrose and levothyroxine",
@@ -136,6 +144,11 @@ def test_density():
 def test_swap_sides_pairs_labels():
     names = {1: "brainstem", 3: "right parotid", 4: "left parotid", 9: "Left eye", 12: "Right Eye"}
     assert swap_sides(names) == {1: 1, 3: 4, 4: 3, 9: 12, 12: 9}
+
+
+def test_sides_after_a_hyphen_pair_labels():
+    assert swap_sides({1: "Kidney-L", 2: "Kidney-R", 3: "liver"}) == {1: 2, 2: 1, 3: 3}
+    assert bound_axes(["Kidney-L"]) == {"R"}
 
 
 def test_a_side_without_counterpart_cannot_be_swapped():

@@ -71,12 +71,30 @@ def test_how_far_one_answer_gets(store):
     def answer(options, choice):
         return lambda row: row["target"].update(options=options, choice=choice)
 
-    small.edit(store / "records.jsonl", answer(["9 organs", "2 Organs"], 0), id="mini/c/7")
+    small.edit(store / "records.jsonl", answer(["9 organs", "2 organs"], 0), id="mini/c/7")
     found = gather_statistics(store, workers=1)
     assert found.majority("vqa.closed count") == ("2 organs", 2 / 3)
     facts = found.to_dict()["answers"]["vqa.closed count"]
     assert facts["positions"] == {"A": 1, "B": 2}
     assert facts["majority_rate"] == 0.6667
+
+
+def test_answers_are_compared_without_case_and_told_as_they_are_written(store):
+    for image_id, text in zip(small.SPLITS, ("40 HU", "40 hu.", "40 HU"), strict=True):
+        small.edit(store / "records.jsonl", lambda row, text=text: row["target"].update(text=text), id=f"{image_id}/8")
+    facts = gather_statistics(store, workers=1).to_dict()["answers"]["vqa.open modality"]
+    assert (facts["majority"], facts["majority_rate"], facts["different_answers"]) == ("40 HU", 1.0, 1)
+
+
+def test_with_and_without_options_is_one_question(store):
+    """Three closed ones with "2 organs", three open ones with "2 Organs" once and "CT" twice: 4 of 6."""
+    for image_id in small.SPLITS:
+        small.edit(store / "records.jsonl", lambda row: row.update(subtask="count"), id=f"{image_id}/8")
+    small.edit(store / "records.jsonl", lambda row: row["target"].update(text="2 Organs"), id="mini/a/8")
+    found = gather_statistics(store, workers=1)
+    assert found.questions == {"count": ["vqa.closed count", "vqa.open count"]}
+    assert found.majority(*found.questions["count"]) == ("2 organs", 4 / 6)
+    assert found.majority("vqa.open count") == ("CT", 2 / 3)
 
 
 def test_absent_targets_and_media(store):
@@ -113,7 +131,7 @@ def test_tables_are_markdown_and_json_is_plain(store):
     json.dumps(found.to_dict(), allow_nan=False)
     page = found.to_markdown()
     assert "| train | 2 | 2 | 18 |" in page
-    assert "| vqa.open modality | 3 | 1 | ct (100%) |" in page
+    assert "| vqa.open modality | 3 | 1 | CT (100%) |" in page
     assert "| liver | 3 | 15 | 0.72 |" in page
 
 

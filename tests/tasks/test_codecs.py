@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.boxes import Box
-from m3d.tasks.codecs import CODECS, Frac3, make_codec
+from m3d.tasks.codecs import CODECS, END, START, Frac3, make_codec
 
 fraction = st.floats(0, 1)
 interval = st.tuples(fraction, fraction).map(sorted).filter(lambda pair: pair[0] < pair[1])
@@ -38,6 +38,23 @@ def test_round_trip_to_half_a_thousandth(one):
         allowed = 0.0005 if round(lo, 3) < round(hi, 3) else 0.001
         assert max(abs(lo - low), abs(hi - high)) <= allowed + 1e-9
         assert low < high
+
+
+@pytest.mark.parametrize("off", [-0.0004, 0.0, 0.0004])
+def test_each_of_the_1001_steps_is_what_is_written_for_it_and_for_what_lies_next_to_it(off):
+    codec = Frac3()
+    for step in range(1001):
+        side = min(max(step / 1000 + off, 0.0), 1.0)
+        if step < 1000:  # as the lower corner
+            written = codec.encode(Box(lo=(side, 0.0, side), hi=(1.0, 1.0, 1.0), frame="norm"))
+            assert written == f"{START}[{step / 1000:.3f}, 0.000, {step / 1000:.3f}, 1.000, 1.000, 1.000]{END}"
+            (back,) = codec.decode(written)
+            assert back.lo == (step / 1000, 0.0, step / 1000)
+        if step > 0:  # as the upper corner
+            written = codec.encode(Box(lo=(0.0, 0.0, 0.0), hi=(side, 1.0, side), frame="norm"))
+            assert written == f"{START}[0.000, 0.000, 0.000, {step / 1000:.3f}, 1.000, {step / 1000:.3f}]{END}"
+            (back,) = codec.decode(written)
+            assert back.hi == (step / 1000, 1.0, step / 1000)
 
 
 @settings(deadline=None)

@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from m3d.cli.common import shortened
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.patches import Patch
 
     from data_prep.stats import Statistics
 
@@ -17,7 +21,7 @@ __all__ = ["draw_statistics"]
 
 COLOURS = {"train": "#0072B2", "validation": "#E69F00", "test": "#009E73"}
 ASKED, SAID, INK, GRID = "#E69F00", "#0072B2", "#22272e", "#d9dde3"
-MOST = 24  # rows that stay readable
+MOST, LONGEST = 24, 26  # rows and letters that stay readable
 DPI = 130
 
 
@@ -27,8 +31,8 @@ def draw_statistics(found: Statistics, path: Path) -> None:
     from matplotlib.figure import Figure
 
     names = found.structure_names[:MOST]
-    rows = max(len(names), len(found.answers), 8)
-    figure = Figure(figsize=(15, 4.6 + 0.21 * min(rows, MOST) + 3.2), dpi=DPI, layout="constrained", facecolor="white")
+    rows = max(len(names), len(found.questions), 8)
+    figure = Figure(figsize=(15, 4.6 + 0.21 * min(rows, MOST) + 3.2), dpi=DPI, layout=_padded(), facecolor="white")
     FigureCanvasAgg(figure)
     upper, lower = 4.2, 1.5 + 0.21 * min(rows, MOST)
     panels = figure.subplots(2, 3, height_ratios=[upper, max(lower, 3.0)])
@@ -54,8 +58,8 @@ def _draw_tasks(axes: Axes, found: Statistics) -> None:
     for task, total in zip(tasks, start, strict=True):
         axes.annotate(f" {total:,}", (total, task), va="center", fontsize=8, color=INK)
     axes.margins(x=0.14)
-    axes.legend(fontsize=8, frameon=False, loc="best")
     _dress(axes, "Records by task", "records")
+    _legend(axes)
 
 
 def _draw_density(axes: Axes, found: Statistics) -> None:
@@ -86,8 +90,8 @@ def _draw_words(axes: Axes, found: Statistics) -> None:
     most = max([1, *(max(some) for some in (*found.asked_words.values(), *found.said_words.values()))])
     axes.set_xticks([tick for tick in (0, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= most])
     axes.xaxis.set_major_formatter("{x:g}")
-    axes.legend(handles=[Patch(color=ASKED, label="asked"), Patch(color=SAID, label="said")], fontsize=8, frameon=False)
-    _dress(axes, "Words (box: quartiles, whiskers: 5 and 95 %)", "words")
+    _dress(axes, "Words: quartiles, 5 to 95 %", "words")
+    _legend(axes, [Patch(color=ASKED, label="asked"), Patch(color=SAID, label="said")])
 
 
 def _draw_structures(axes: Axes, found: Statistics, names: Sequence[str]) -> None:
@@ -99,10 +103,10 @@ def _draw_structures(axes: Axes, found: Statistics, names: Sequence[str]) -> Non
         range(len(shown)), [found.asked_for[name] for name in shown], color="#9bc4e2", height=0.75, label="records"
     )
     axes.barh(range(len(shown)), drawn, color=SAID, height=0.4, label="images with a mask")
-    axes.set_yticks(range(len(shown)), shown)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    more = len(found.structure_names) - len(names)
-    _dress(axes, f"Structures{f' (the first {len(names)}; {more} more)' if more else ''}", "count")
+    axes.set_yticks(range(len(shown)), [shortened(name, LONGEST) for name in shown])
+    number = len(found.structure_names)
+    _dress(axes, f"Structures{f' ({len(names)} of {number})' if number > len(names) else ''}", "count")
+    _legend(axes)
 
 
 def _draw_volumes(axes: Axes, found: Statistics, names: Sequence[str]) -> None:
@@ -114,7 +118,7 @@ def _draw_volumes(axes: Axes, found: Statistics, names: Sequence[str]) -> None:
     if _nothing(axes, shown, "Size of structures", "no mask was opened (--fast), or there is none"):
         return
     _boxes(axes, {name: values[name] for name in shown}, shown, SAID, 0.0)
-    axes.set_yticks(range(len(shown)), shown)
+    axes.set_yticks(range(len(shown)), [shortened(name, LONGEST) for name in shown])
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -123,18 +127,23 @@ def _draw_volumes(axes: Axes, found: Statistics, names: Sequence[str]) -> None:
 
 
 def _draw_answers(axes: Axes, found: Statistics) -> None:
-    often = sorted(found.answers, key=lambda kind: (-found.answers[kind].total(), kind))[:MOST]
-    kinds = sorted(often, key=lambda kind: found.majority(kind)[1])
-    if _nothing(axes, kinds, "Answers", "no questions"):
+    questions = found.questions
+    numbers = {name: sum(found.answers[kind].total() for kind in kinds) for name, kinds in questions.items()}
+    often = sorted(questions, key=lambda name: (-numbers[name], name))[:MOST]
+    if _nothing(axes, often, "Answers", "no questions"):
         return
-    axes.barh(kinds, [found.majority(kind)[1] for kind in kinds], color="#CC79A7", height=0.7)
-    for kind in kinds:
-        answer, rate = found.majority(kind)
-        short = answer if len(answer) <= 24 else f"{answer[:23]}…"
-        axes.annotate(f" {short} (n={found.answers[kind].total()})", (rate, kind), va="center", fontsize=7.5, color=INK)
+    best = {name: found.majority(*questions[name]) for name in often}
+    names = sorted(often, key=lambda name: (best[name][1], name))
+    axes.barh(names, [best[name][1] for name in names], color="#CC79A7", height=0.7)
+    axes.set_yticks(range(len(names)), [shortened(name, LONGEST) for name in names])
+    for name in names:
+        answer, rate = best[name]
+        axes.annotate(
+            f" {shortened(answer, LONGEST)} (n={numbers[name]:,})", (rate, name), va="center", fontsize=7.5, color=INK
+        )
     axes.set_xlim(0, 1.6)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
-    _dress(axes, "Always the most frequent answer is right in", "of the questions")
+    _dress(axes, "Always the most frequent answer is right in", "of the questions (n: with and without options)")
 
 
 def _boxes(axes: Axes, values: Mapping[str, Sequence[float]], order: Sequence[str], colour: str, offset: float) -> None:
@@ -148,6 +157,27 @@ def _boxes(axes: Axes, values: Mapping[str, Sequence[float]], order: Sequence[st
         axes.vlines(middle, at - height / 2, at + height / 2, color=INK, linewidth=1.4)
 
 
+def _legend(axes: Axes, handles: Sequence[Patch] | None = None) -> None:
+    """Below the axis, at the right: there it covers nothing."""
+    shown = axes.get_legend_handles_labels()[0] if handles is None else list(handles)
+    axes.legend(
+        handles=shown,
+        fontsize=8,
+        frameon=False,
+        ncols=3,
+        loc="upper right",
+        bbox_to_anchor=(1.0, 0.0),
+        borderaxespad=2.2,
+    )
+
+
+def _padded() -> ConstrainedLayoutEngine:
+    """Room at the edges and between panels."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return ConstrainedLayoutEngine(w_pad=0.14, h_pad=0.1, wspace=0.02)
+
+
 def _nothing(axes: Axes, values: Sequence[str], title: str, why: str) -> bool:
     if values:
         return False
@@ -159,7 +189,7 @@ def _nothing(axes: Axes, values: Sequence[str], title: str, why: str) -> bool:
 
 def _dress(axes: Axes, title: str, label: str, *, axis: str = "x") -> None:
     axes.set_title(title, fontsize=11, loc="left", color=INK)
-    axes.set_xlabel(label, fontsize=9)
+    axes.set_xlabel(label, fontsize=9, loc="left")
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(axis=axis, color=GRID, linewidth=0.7)  # type: ignore[arg-type]  # "x" or "y"
     axes.set_axisbelow(True)
