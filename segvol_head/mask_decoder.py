@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from segvol_head.norms import ChannelNorm
 from segvol_head.prompt_encoder import Sides
+from segvol_head.rows import rows
 from segvol_head.two_way import TwoWayTransformer
 
 UpscaleNorm = Literal["volume", "channel"]
@@ -103,7 +104,8 @@ class MaskDecoder3D(nn.Module):
 
         ``image`` already carries the dense embedding of its prompt.
         """
-        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight]).expand(len(sparse), -1, -1)
+        own = torch.cat([rows(table, sparse.device) for table in (self.iou_token, self.mask_tokens)])
+        own = own.expand(len(sparse), -1, -1)
         tokens, looked_at = self.transformer(
             torch.cat([own.to(sparse.dtype), sparse], dim=1),
             rearrange(image, "p c d h w -> p (d h w) c"),

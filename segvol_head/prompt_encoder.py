@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from segvol_head.norms import ChannelNorm
 from segvol_head.prompts import NEGATIVE, PADDING, POSITIVE, Prompts
+from segvol_head.rows import rows
 
 Coordinates = Literal["published", "grid"]
 Sides = tuple[int, int, int]
@@ -132,18 +133,19 @@ class PromptEncoder3D(nn.Module):
         """What is added to a position to say what stands there: ``(1, C)``."""
         embedding = self.point_embeddings[index]
         assert isinstance(embedding, nn.Embedding)
-        return embedding.weight
+        return rows(embedding, self.pe_layer.positional_encoding_gaussian_matrix.device)
 
     def _embed_points(self, points: Tensor, labels: Tensor, *, pad: bool) -> Tensor:
         position = self._position(points)
         label = labels[..., None]
         zero = position.new_zeros(())
-        tokens = torch.where(label == PADDING, self.not_a_point_embed.weight, position)
+        nowhere = rows(self.not_a_point_embed, points.device)
+        tokens = torch.where(label == PADDING, nowhere, position)
         tokens = tokens + torch.where(label == NEGATIVE, self._kind(0), zero)
         tokens = tokens + torch.where(label == POSITIVE, self._kind(1), zero)
         if not pad:
             return tokens
-        padding = self.not_a_point_embed.weight.expand(len(points), 1, -1)
+        padding = nowhere.expand(len(points), 1, -1)
         return torch.cat([tokens, padding], dim=1)
 
     def _embed_boxes(self, boxes: Tensor) -> Tensor:
@@ -152,7 +154,8 @@ class PromptEncoder3D(nn.Module):
 
     def _embed_mask(self, mask: Tensor | None, num_prompts: int) -> Tensor:
         if mask is None:
-            return self.no_mask_embed.weight[..., None, None, None].expand(num_prompts, -1, *self.grid)
+            nothing = rows(self.no_mask_embed, self.pe_layer.positional_encoding_gaussian_matrix.device)
+            return nothing[..., None, None, None].expand(num_prompts, -1, *self.grid)
         if self.mask_embedding is None:
             raise ValueError(
                 "this model has not learned to use an earlier mask; "

@@ -1,13 +1,16 @@
-"""LoRA on the language model, and on nothing else (M3D-LaMed, section 4.2: rank 16, alpha 32)."""
+"""LoRA where it is asked for: on the language model (M3D-LaMed, section 4.2: rank 16, alpha 32), or on other parts."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from m3d.models.modeling import M3DForConditionalGeneration
 
 WHOLE_PARTS = ("vision_tower", "perceiver", "seg_projector", "seg_head")
+ADAPTER = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,19 +21,70 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.05
 
+    def __post_init__(self) -> None:
+        """Refuse what peft would only find when it is built."""
+        if self.rank < 1 or self.alpha < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"lora needs rank and alpha of 1 or more and a dropout below 1, got {self}")
 
-def language_linears(model: M3DForConditionalGeneration) -> list[str]:
-    """The full names of the language model's linear layers, its output projection left out."""
+
+def linears(model: M3DForConditionalGeneration, part: str) -> list[str]:
+    """The full names of a part's linear layers, the language model's output projection left out."""
+    whole = getattr(model, part)
+    if whole is None:
+        return []
     head = model.get_output_embeddings()
+    left_out = set() if head is None else set(head.modules())
     return [
-        f"language_model.{name}"
-        for name, module in model.language_model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        f"{part}.{name}" if name else part
+        for name, module in whole.named_modules()
+        if isinstance(module, nn.Linear) and module not in left_out
     ]
 
 
+def language_linears(model: M3DForConditionalGeneration) -> list[str]:
+    """The full names of the language model's linear layers, its output projection left out."""
+    return linears(model, "language_model")
+
+
+def lora_config(targets: list[str], lora: Lora) -> LoraConfig:
+    """The settings as peft reads them."""
+    return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+
+
+def inject_lora(model: M3DForConditionalGeneration, parts: Iterable[str], lora: Lora) -> LoraConfig:
+    """Put low-rank layers into parts of a model, in place; the model keeps its class, its methods and its names.
+
+    Raises:
+        ValueError: The model has them already, or a part has no linear layer.
+    """
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise ValueError("this model has LoRA layers already; merge them first with the `merge` stage")
+    targets = []
+    for part in parts:
+        found = linears(model, part)
+        if not found:
+            raise ValueError(f"{part} has no linear layer for LoRA; train it frozen or full")
+        targets += found
+    return inject_at(model, targets, lora)
+
+
+def inject_at(model: M3DForConditionalGeneration, targets: list[str], lora: Lora) -> LoraConfig:
+    """Put low-rank layers beside linear layers of these full names."""
+    config = lora_config(targets, lora)
+    inject_adapter_in_model(config, model, adapter_name=ADAPTER)
+    for module in lora_layers(model):  # peft follows the base's type, and bfloat16 rounds small steps away
+        module.lora_A.float()
+        module.lora_B.float()
+    return config
+
+
+def lora_layers(model: nn.Module) -> list[LoraLayer]:
+    """Every low-rank layer of a model."""
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
 def add_lora(model: M3DForConditionalGeneration, lora: Lora, *, train_whole: bool = True) -> PeftModel:
-    """Wrap a model for low-rank training of its language model.
+    """Wrap a model for low-rank training of its language model with peft's own classes, outside of our recipes.
 
     With ``train_whole`` the other parts and the rows of our own tokens learn in full and are saved with the adapter, as
     in the paper's instruction stage.

@@ -28,6 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from encoders.vit3d import PatchEmbedding, ViT3D
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
+from m3d.models.packed_mask import for_attention
 from m3d.models.perceiver import PERCEIVERS, projection
 from m3d.models.seg_token import SegTokens, find_seg_tokens, mean_per_row, seg_states
 from m3d.models.splice import places_before, splice
@@ -314,7 +315,8 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         Each run of ``<im_patch>`` placeholders shows one volume: ``volume_index`` (S,) says which one, so that rows can
         share a volume that is encoded once (by default the runs show the volumes in order). ``mm_encoder_outputs``
         gives features of `get_image_features` in place of ``pixel_values``, as `generate` does. With ``draw_masks``
-        every ``[SEG]`` in ``input_ids`` is drawn, with ``seg_prompts`` beside its state where given.
+        every ``[SEG]`` in ``input_ids`` is drawn, with ``seg_prompts`` beside its state where given. ``attention_mask``
+        may be (B, 1, T, T) bool, who may attend to whom, as packed rows need it.
 
         Raises:
             ValueError: Placeholders and volumes do not match, or a mask is asked of a model that does not draw.
@@ -333,7 +335,7 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         keep_states = draw_masks or kwargs.pop("output_hidden_states", False)
         out = self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
+            attention_mask=for_attention(attention_mask, self.language_model.config, inputs_embeds.dtype),
             position_ids=position_ids,
             past_key_values=past_key_values,
             labels=labels,

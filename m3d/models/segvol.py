@@ -1,0 +1,132 @@
+"""The mask head with what it sees through, alone: what `pretrain_segvol` trains before any language model listens.
+
+The folder holds ``config.json``, ``model.safetensors`` and ``preprocess.json``. Weights are named ``vision_tower.*``,
+``seg_head.*`` and ``seg_projector.*`` as in `M3DForConditionalGeneration`, so later stages read them from here.
+"""
+
+# V = volumes, M = masks, E = width of name vectors, C = width of the head
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
+from m3d.models.modeling import M3DForConditionalGeneration
+from segvol_head import ImageFeatures, Prompts
+
+TextSource = Literal["language", "clip"]
+HANDED_OVER = ("vision_tower", "seg_head", "seg_projector")
+
+
+class M3DSegVolConfig(PreTrainedConfig):
+    """A tower, a head, and ``text_width``, the width of the vectors that stand for names.
+
+    ``text_source="language"`` says that they are a language model's states, as ``[SEG]`` will be, so that
+    ``seg_projector`` is of use to later stages; ``clip`` that they are a text tower's.
+    """
+
+    model_type = "m3d_segvol"
+    sub_configs_defaults: ClassVar = {
+        "vision_config": SubConfigSpec(config_class=M3DVisionConfig),
+        "seg_config": SubConfigSpec(config_class=M3DSegConfig),
+    }
+
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    seg_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_width: int = 4096
+    text_source: TextSource = "language"
+
+    @property
+    def vision(self) -> M3DVisionConfig:
+        """``vision_config``, by its type."""
+        assert isinstance(self.vision_config, M3DVisionConfig)
+        return self.vision_config
+
+    @property
+    def seg(self) -> M3DSegConfig:
+        """``seg_config``, by its type."""
+        assert isinstance(self.seg_config, M3DSegConfig)
+        return self.seg_config
+
+
+class PromptedSegVol(nn.Module):
+    """It draws what points, boxes, earlier masks and vectors of names ask for; the parts are those of the whole model.
+
+    ``vision_tower`` is None where the head has an encoder of its own.
+    """
+
+    def __init__(self, config: M3DSegVolConfig) -> None:
+        super().__init__()
+        self.config = config
+        whole = M3DForConditionalGeneration(_around(config))
+        assert whole.seg_head is not None and whole.seg_projector is not None
+        self.vision_tower = whole.vision_tower if config.seg.encoder is None else None
+        self.seg_head, self.seg_projector = whole.seg_head, whole.seg_projector
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are made of."""
+        return next(self.seg_projector.parameters()).dtype
+
+    def tokens(self, pixel_values: Tensor) -> Tensor:
+        """The patch tokens that the head looks at: ``(V, 1, D, H, W) -> (V, N, C)``."""
+        tower: Any = self.seg_head.image_encoder if self.vision_tower is None else self.vision_tower
+        seen: Tensor = tower.patches(pixel_values.to(self.dtype))
+        return seen
+
+    def look(self, pixel_values: Tensor) -> ImageFeatures:
+        """Look at volumes, once for all that is asked about them."""
+        return self.seg_head.features(self.tokens(pixel_values), pixel_values.to(self.dtype))
+
+    def draw(
+        self,
+        features: ImageFeatures,
+        volume_index: Tensor,
+        *,
+        names: Tensor | None = None,
+        prompts: Prompts | None = None,
+    ) -> Tensor:
+        """Draw M masks from vectors of names ``(M, E)``, geometric ``prompts``, or both: ``(M, 1, D, H, W)`` logits."""
+        if names is not None:
+            text: Tensor = self.seg_projector(names.to(self.dtype))
+            prompts = Prompts(text=text) if prompts is None else replace(prompts, text=text)
+        if prompts is None:
+            raise ValueError("nothing says what to draw: give names, points, a box or a mask")
+        logits: Tensor = self.seg_head.decode(features, prompts, volume_index)
+        return logits
+
+
+def _around(config: M3DSegVolConfig) -> M3DConfig:
+    """A whole model's config with a language model of next to nothing: its parts are built and initialised there."""
+    text = LlamaConfig(
+        vocab_size=8,
+        hidden_size=config.text_width,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
+    return M3DConfig(
+        vision_config=config.vision,
+        text_config=text,
+        seg_config=config.seg,
+        pool_size=1,
+        projector="linear",
+        projector_depth=1,
+    )
+
+
+def is_segvol(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of `PromptedSegVol`."""
+    kind: str = (
+        getattr(AutoConfig.from_pretrained(folder), "model_type", "") if (folder / "config.json").is_file() else ""
+    )
+    return kind == M3DSegVolConfig.model_type
+
+
+AutoConfig.register("m3d_segvol", M3DSegVolConfig)
