@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve whatever else runs; read by torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: so before anything that imports it
 import m3d  # isort: skip  # puts the torchvision remedy in place before transformers is imported
 
@@ -19,6 +20,13 @@ torch.set_num_threads(2)
 GRID = (8, 16, 24)
 
 
+@pytest.fixture(autouse=True)
+def denormals():
+    """Training flushes them to zero for the whole process; other tests count on them."""
+    yield
+    torch.set_flush_denormal(False)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real public CTs beside the checkout; tests that want it skip where it is not."""
@@ -31,7 +39,9 @@ def shared_data() -> Path:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *pre_tokenizers.ByteLevel.alphabet()])}
+    vocabulary = {
+        token: i for i, token in enumerate(["<pad>", "<s>", "</s>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

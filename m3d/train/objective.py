@@ -1,21 +1,45 @@
 """What is learned, by name: words, and the masks that words, points, boxes and earlier masks ask for."""
 
-# M = masks asked for by [SEG], P = masks asked for by geometry, (D, H, W) = the model's grid
+# B = rows of text, T = tokens, M = masks asked for by [SEG], P = masks asked for by geometry, (D, H, W) = model's grid
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3d.models import M3DForConditionalGeneration
-from m3d.train.batches import Batch
+from m3d.models.modeling import M3DVolumeFeatures
+from m3d.models.seg_token import SegTokens, find_seg_tokens
+from m3d.train.exchanges import IGNORED
 from segvol_head import Prompts, bce_loss, dice_loss
+
+KINDS = ("click", "box", "click and box", "name and click", "name and box")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """One part of what is minimised: a SUM over items, and what these are.
+
+    The trainer divides ``total`` by ``batch["counts"][count]`` summed over all ranks and micro-batches of the optimizer
+    step, so that it matters to nobody how the items were dealt out. ``weight`` belongs to the minimised sum alone; logs
+    show the loss without it.
+    """
+
+    total: Tensor
+    count: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """The paper adds language, Dice and BCE with weights of 1 (section 4.2; REFERENCE A1.3)."""
+    """The paper adds language, Dice and BCE with weights of 1 (section 4.2; REFERENCE A1.3).
+
+    ``prompted`` is ours: masks from clicks and boxes, with and without a name beside them. Where it, ``dice`` and
+    ``bce`` are all 0, nothing is drawn.
+    """
 
     text: float = 1.0
     dice: float = 1.0
@@ -24,61 +48,127 @@ class LossWeights:
     positive_share: float = 0.0
 
 
+def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of the cross entropies of learned tokens: ``(B, U, V)`` and the tokens that they predict, ``(B, U)``."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
 def balanced_bce(logits: Tensor, target: Tensor, positive_share: float) -> Tensor:
-    """BCE whose positive voxels weigh ``positive_share`` of the grid's size: ``(M, 1, D, H, W)`` -> a number.
+    """BCE whose positive voxels weigh ``positive_share`` of the grid's size, a mask: ``(M, 1, D, H, W) -> (M,)``.
 
     0 is the paper's plain mean. A structure that fills a ten-thousandth of the grid is all but invisible to that mean,
     and Dice has no gradient while the mask is empty; a tenth lets both begin. An empty target keeps the plain mean.
     """
     if positive_share == 0:
-        return bce_loss(logits, target)
-    truth = target.float()
-    count = truth.flatten(1).sum(dim=1).clamp(min=1)
-    weight = (positive_share * truth[0].numel() / count).clamp(min=1).view(-1, 1, 1, 1, 1)
-    return F.binary_cross_entropy_with_logits(logits.float(), truth, weight=torch.where(target, weight, 1.0))
+        return bce_loss(logits, target, reduction="none")
+    truth = target.float().flatten(1)
+    count = truth.sum(dim=1, keepdim=True).clamp(min=1)
+    weight = torch.where(target.flatten(1), (positive_share * truth.shape[1] / count).clamp(min=1), 1.0)
+    with torch.autocast(logits.device.type, enabled=False):
+        voxels = F.binary_cross_entropy_with_logits(logits.float().flatten(1), truth, weight=weight, reduction="none")
+        return voxels.mean(dim=1)
 
 
 class TalkAndDraw(nn.Module):
-    """Losses of an instruction batch: ``text``, ``dice``, ``bce`` of every ``[SEG]``, and those of geometric prompts.
+    """Losses of an instruction batch: ``text``, ``dice`` and ``bce`` of every ``[SEG]``, and ``prompted`` ones.
 
-    ``simulated`` > 0 draws that many of a batch's masks once more from a box or clicks, and once more from that answer
-    with a corrective click, as interactive segmentation is trained (SegVol, section 3.3; SAM, appendix A).
+    The batch's ``prompted`` masks are drawn again from a click, a box or both, alone or beside the name's ``[SEG]``,
+    and once more from that answer with a corrective click, as interactive segmentation is trained (SegVol, section 3.3;
+    SAM, appendix A). Every rank runs the same modules in the same order whatever its batch holds: where there is
+    nothing to draw, something is drawn that weighs nothing. DDP and ZeRO need that.
     """
 
-    def __init__(self, model: M3DForConditionalGeneration, weights: LossWeights, simulated: int = 2) -> None:
+    def __init__(self, model: M3DForConditionalGeneration, weights: LossWeights) -> None:
         super().__init__()
-        self.model, self.weights, self.simulated = model, weights, simulated
+        self.model, self.weights = model, weights
+        self.draws = model.seg_head is not None and max(weights.dice, weights.bce, weights.prompted) > 0
+        if self.draws and model.merge != "each":
+            raise ValueError('seg_config.merge="mean" draws one mask a row and cannot learn several; train with "each"')
 
-    def forward(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weighted losses by name; their sum is what is minimised."""
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
+        """Sums by name; `Loss` says what the trainer divides them by."""
+        following = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)  # what each position predicts
+        read = (following != IGNORED).any(dim=0).nonzero().flatten()
+        read = read if len(read) else read.new_zeros(1)  # the output projection stays in the graph
         out = self.model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            labels=batch.labels,
-            pixel_values=batch.pixel_values,
-            volume_index=batch.volume_index,
-            draw_masks=True,
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            position_ids=batch.get("position_ids"),
+            pixel_values=batch["pixel_values"],
+            volume_index=batch["volume_index"],
+            logits_to_keep=read,  # no logits where nothing is learned
+            output_hidden_states=self.draws,
+            use_cache=False,
         )
-        losses = {"text": self.weights.text * out.loss}
-        if not len(batch.masks):
-            losses["dice"] = 0.0 * out.mask_logits.sum()  # the head stays in the graph for DDP and ZeRO
-            return losses
-        losses["dice"] = self.weights.dice * dice_loss(out.mask_logits, batch.masks)
-        losses["bce"] = self._bce(out.mask_logits, batch.masks)
-        chosen = torch.randperm(len(batch.masks), generator=generator)[: self.simulated]
-        chosen = chosen[batch.masks[chosen].flatten(1).any(dim=1).cpu()]
-        if self.simulated and len(chosen):
-            truth, owner = batch.masks[chosen], batch.mask_volume[chosen]
-            prompts = simulate_prompts(truth, generator)
-            logits = self.model.draw(out.volume_features, volume_index=owner, prompts=prompts)
-            again = correct(prompts, logits.detach(), truth, generator)
-            refined = self.model.draw(out.volume_features, volume_index=owner, prompts=again)
-            drawn = [self.weights.dice * dice_loss(x, truth) + self._bce(x, truth) for x in (logits, refined)]
-            losses["prompted"] = self.weights.prompted * sum(drawn) / 2
+        losses = {"text": Loss(text_loss(out.logits, following[:, read]), "text", self.weights.text)}
+        if self.draws:
+            losses |= self._draw(batch, out.hidden_states[-1], out.volume_features)
         return losses
 
-    def _bce(self, logits: Tensor, target: Tensor) -> Tensor:
-        return self.weights.bce * balanced_bce(logits, target, self.weights.positive_share)
+    def _draw(self, batch: Mapping[str, Any], hidden: Tensor, features: M3DVolumeFeatures) -> dict[str, Loss]:
+        where = find_seg_tokens(batch["input_ids"], self.model.config.seg_token_id)
+        masks, owner = batch["masks"], batch["mask_volume"]
+        if len(where) != len(masks):
+            raise ValueError(f"the batch has {len(where)} [SEG] and {len(masks)} masks; ids: {', '.join(batch['ids'])}")
+        if real := len(masks) > 0:
+            text = self.model.seg_prompts(hidden, where)
+        else:
+            text = self.model.seg_prompts(hidden, _nowhere(where))
+            masks, owner = masks.new_zeros(1, *batch["pixel_values"].shape[1:]), owner.new_zeros(1)
+        logits = self.model.draw(features, text=text, volume_index=owner)
+        weigh = self.weights
+        losses = {
+            "dice": Loss(real * dice_loss(logits, masks, reduction="none").sum(), "masks", weigh.dice),
+            "bce": Loss(real * balanced_bce(logits, masks, weigh.positive_share).sum(), "masks", weigh.bce),
+        }
+        if weigh.prompted > 0 and "prompted" in batch:
+            chosen, seeds = batch["prompted"], batch["prompt_seeds"]
+            real, truth = len(chosen) > 0, masks[chosen]
+            if not real:
+                chosen, seeds, truth = chosen.new_zeros(1), [0], torch.ones_like(masks[:1])
+            drawn = self._prompted(features, truth, owner[chosen], text[chosen], seeds, batch["turn"])
+            losses["prompted"] = Loss(real * drawn, "prompted", weigh.prompted)
+        return losses
+
+    def _prompted(
+        self, features: M3DVolumeFeatures, truth: Tensor, owner: Tensor, text: Tensor, seeds: Sequence[int], turn: int
+    ) -> Tensor:
+        """Draw masks from simulated prompts and from a correction: the mean of the two, summed over the masks.
+
+        The kind goes by ``turn``, the number of the optimizer step, so that it is the same on all ranks.
+        """
+        kind = KINDS[turn % len(KINDS)]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        prompts = simulate_prompts(truth, generators, kind=kind)
+        name = text if "name" in kind else None
+        logits = self.model.draw(features, text=name, volume_index=owner, prompts=prompts)
+        again = correct(prompts, logits.detach(), truth, generators)
+        if not takes_masks(self.model):
+            again = replace(again, mask=None)
+        refined = self.model.draw(features, text=name, volume_index=owner, prompts=again)
+        return (self._mask_loss(logits, truth) + self._mask_loss(refined, truth)) / 2
+
+    def _mask_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        dice = dice_loss(logits, truth, reduction="none").sum()
+        bce = balanced_bce(logits, truth, self.weights.positive_share).sum()
+        return self.weights.dice * dice + self.weights.bce * bce
+
+
+def _nowhere(where: SegTokens) -> SegTokens:
+    """The second token of the first row, as if it were a ``[SEG]``."""
+    return SegTokens(where.rows.new_zeros(1), where.positions.new_ones(1))
+
+
+def takes_masks(model: M3DForConditionalGeneration) -> bool:
+    """Whether the head has a path for an earlier mask."""
+    return model.seg_head is not None and model.seg_head.prompt_encoder.mask_embedding is not None
+
+
+Generators = torch.Generator | Sequence[torch.Generator]
+
+
+def _for_each(generators: Generators, number: int) -> Sequence[torch.Generator]:
+    return [generators] * number if isinstance(generators, torch.Generator) else generators
 
 
 def pick(region: Tensor, generator: torch.Generator) -> Tensor:
@@ -87,29 +177,37 @@ def pick(region: Tensor, generator: torch.Generator) -> Tensor:
     return where[int(torch.randint(len(where), (), generator=generator))].float()
 
 
-def simulate_prompts(truth: Tensor, generator: torch.Generator) -> Prompts:
-    """A box with jittered sides, a click inside, or both, for masks ``(P, 1, D, H, W)``."""
-    kind = int(torch.randint(3, (), generator=generator))
-    points = torch.stack([pick(mask[0], generator) for mask in truth])[:, None]
-    boxes = []
-    for mask in truth[:, 0]:
-        where = mask.nonzero()
-        jitter = torch.randint(-1, 2, (6,), generator=generator).to(where)
-        sides = torch.cat([where.amin(0), where.amax(0)]) + jitter
-        limit = torch.tensor([*mask.shape, *mask.shape], device=where.device) - 1
-        boxes.append(torch.minimum(sides.clamp(min=0), limit).float())
-    labels = torch.ones(len(truth), 1, device=truth.device)
-    return Prompts(
-        points=points if kind != 1 else None,
-        point_labels=labels if kind != 1 else None,
-        boxes=torch.stack(boxes) if kind != 0 else None,
-    )
+def simulate_prompts(truth: Tensor, generators: Generators, *, kind: str | None = None) -> Prompts:
+    """Clicks inside, boxes with jittered sides, or both, for masks ``(P, 1, D, H, W)``.
+
+    ``generators`` is one, or one a mask, so that a mask has its prompts whatever stands beside it. ``kind`` says which
+    by its words ("click", "box"); without it, chance does.
+    """
+    each = _for_each(generators, len(truth))
+    if kind is None:
+        kind = KINDS[int(torch.randint(3, (), generator=each[0]))]
+    points = labels = boxes = None
+    if "click" in kind:
+        points = torch.stack([pick(mask[0], generator) for mask, generator in zip(truth, each, strict=True)])[:, None]
+        labels = torch.ones(len(truth), 1, device=truth.device)
+    if "box" in kind:
+        boxes = torch.stack([_box_around(mask[0], generator) for mask, generator in zip(truth, each, strict=True)])
+    return Prompts(points=points, point_labels=labels, boxes=boxes)
 
 
-def correct(prompts: Prompts, logits: Tensor, truth: Tensor, generator: torch.Generator) -> Prompts:
+def _box_around(mask: Tensor, generator: torch.Generator) -> Tensor:
+    """First and last voxel of a mask along each axis, each side moved by at most one voxel: ``(D, H, W) -> (6,)``."""
+    where = mask.nonzero()
+    jitter = torch.randint(-1, 2, (6,), generator=generator).to(where)
+    sides = torch.cat([where.amin(0), where.amax(0)]) + jitter
+    limit = torch.tensor([*mask.shape, *mask.shape], device=where.device) - 1
+    return torch.minimum(sides.clamp(min=0), limit).float()
+
+
+def correct(prompts: Prompts, logits: Tensor, truth: Tensor, generators: Generators) -> Prompts:
     """Add a click where an answer is wrong, on the larger of missing and extra, and the answer as a mask prompt."""
     clicks, labels = [], []
-    for mask, answer in zip(truth[:, 0], logits[:, 0] > 0, strict=True):
+    for mask, answer, generator in zip(truth[:, 0], logits[:, 0] > 0, _for_each(generators, len(truth)), strict=True):
         missing, extra = mask & ~answer, answer & ~mask
         inside = bool(missing.sum() >= extra.sum())
         region = missing if inside else extra

@@ -1,6 +1,7 @@
 """A checkpoint that was really taught a few sentences and one bright block: small, honest, made in seconds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from data_prep.preprocess import MinMax, Preprocess
 from data_prep.volume import Volume, spl_affine
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
 from m3d.models.processing import add_m3d_tokens
-from m3d.train.batches import IGNORED, Batch, encode_exchange
+from m3d.train.exchanges import IGNORED, encode_exchange
 from m3d.train.objective import LossWeights, TalkAndDraw
 
 GRID = (8, 16, 24)
@@ -49,23 +50,27 @@ def block_scan() -> Volume:
     return Volume(array, spl_affine((4.0, 2.0, 2.0)))
 
 
-def lesson_batch(processor: M3DProcessor) -> Batch:
+def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
     rows = [encode_exchange(processor.tokenizer, processor.write(p), a) for p, a in LESSONS.items()]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in rows])
     labels = torch.tensor([learned + [IGNORED] * (length - len(learned)) for _, learned in rows])
     masks = torch.zeros(5, 1, *GRID, dtype=torch.bool)
     masks[:4, 0, 2:6, 4:12, 6:12] = True  # blocks; the shadow is empty
-    return Batch(
-        input_ids=ids,
-        attention_mask=(ids != 0).long(),
-        labels=labels,
-        pixel_values=processor.pixels(block_scan())[None],
-        volume_index=torch.zeros(len(rows), dtype=torch.long),
-        masks=masks,
-        mask_volume=torch.zeros(5, dtype=torch.long),
-        ids=tuple(LESSONS),
-    )
+    return {
+        "input_ids": ids,
+        "attention_mask": (ids != 0).long(),
+        "labels": labels,
+        "pixel_values": processor.pixels(block_scan())[None],
+        "volume_index": torch.zeros(len(rows), dtype=torch.long),
+        "masks": masks,
+        "mask_volume": torch.zeros(5, dtype=torch.long),
+        "prompted": torch.arange(3),
+        "prompt_seeds": [step, step + 1000, step + 2000],
+        "turn": step,
+        "ids": list(LESSONS),
+        "counts": {"text": int((labels[:, 1:] != IGNORED).sum()), "masks": 5, "prompted": 3},
+    }
 
 
 @pytest.fixture(scope="session")
@@ -105,10 +110,13 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     model = M3DForConditionalGeneration(config)
     processor = M3DProcessor(tokenizer, Preprocess(grid=GRID, intensity=MinMax()), config.num_image_tokens)
-    objective, batch = TalkAndDraw(model, LossWeights(bce=5.0), simulated=3), lesson_batch(processor)
+    objective = TalkAndDraw(model, LossWeights(bce=5.0))
     optimizer = torch.optim.AdamW(model.parameters(), 4e-3, betas=(0.9, 0.95))
     for step in range(200):
-        losses = objective(batch, torch.Generator().manual_seed(step))
+        batch = lesson_batch(processor, step)
+        losses = {
+            name: loss.weight * loss.total / batch["counts"][loss.count] for name, loss in objective(batch).items()
+        }
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

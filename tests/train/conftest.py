@@ -1,10 +1,11 @@
 """A batch of two exchanges about one volume, and the small model that answers it."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from m3d.models import M3DForConditionalGeneration
-from m3d.train.batches import Batch
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def tiny_model(model) -> M3DForConditionalGeneration:
 
 
 @pytest.fixture
-def tiny_batch(processor) -> Batch:
+def tiny_batch(processor) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     texts = [processor.write(text) for text in ("Draw it. Liver [SEG]", "Where? Spleen [SEG] and liver [SEG].")]
     encoded = processor.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
@@ -24,13 +25,21 @@ def tiny_batch(processor) -> Batch:
     masks[0, 0, 2:6, 4:12, 4:12] = True
     masks[1, 0, 1:4, 2:6, 12:20] = True
     masks[2, 0, 2:6, 4:12, 4:12] = True
-    return Batch(
-        input_ids=encoded["input_ids"],
-        attention_mask=encoded["attention_mask"],
-        labels=labels,
-        pixel_values=pixels,
-        volume_index=torch.zeros(2, dtype=torch.long),
-        masks=masks,
-        mask_volume=torch.zeros(3, dtype=torch.long),
-        ids=("case/00", "case/01"),
-    )
+    return {
+        "input_ids": encoded["input_ids"],
+        "attention_mask": encoded["attention_mask"],
+        "labels": labels,
+        "pixel_values": pixels,
+        "volume_index": torch.zeros(2, dtype=torch.long),
+        "masks": masks,
+        "mask_volume": torch.zeros(3, dtype=torch.long),
+        "prompted": torch.tensor([0, 1]),
+        "prompt_seeds": [1, 2],
+        "turn": 0,
+        "seed": 0,
+        "ids": ["case/00", "case/01"],
+        "counts": {
+            "text": int((labels[:, 1:] != -100).sum()), "masks": 3, "prompted": 2, "volumes": 1, "exchanges": 2,
+            "tokens": int(encoded["attention_mask"].sum()),
+        },
+    }  # fmt: skip

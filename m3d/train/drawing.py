@@ -1,0 +1,183 @@
+"""Segmentation pretraining: every structure is asked for by its name, by clicks and boxes, and by both.
+
+Names are vectors that never learn, made once. What a language model will say when it asks for a mask is the state that
+predicts ``[SEG]`` (`m3d.models.seg_token`); so a name is read here by that same model, in the same wording, and its
+state is taken at that same place. ``seg_projector`` and the head then know such states before instruction begins. With
+the text tower of the CLIP stage in its place (as SegVol has CLIP's, REFERENCE A1.4), the head learns to follow vectors
+of names all the same, and ``seg_projector`` begins anew in instruction.
+"""
+
+# V = volumes, M = masks asked for by name, P = those asked for by geometry, K = names, R = wordings, E = their width
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from m3d.models.clip import Pair
+from m3d.models.seg_token import find_seg_tokens, seg_states
+from m3d.models.segvol import PromptedSegVol
+from m3d.tasks.naming import SEG
+from m3d.tasks.wordings import Phrases
+from m3d.train.collate import collate_masks
+from m3d.train.exchanges import encode_exchange
+from m3d.train.objective import KINDS, Loss, LossWeights, balanced_bce, correct, simulate_prompts
+from m3d.train.views import Drawn
+from segvol_head import ImageFeatures, dice_loss
+
+PICTURE_OF = "A computerized tomography of a {}."  # SegVol's wording (REFERENCE A1.4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskCollator:
+    """`collate_masks`, and the number of the optimizer step as ``turn``: all ranks simulate one kind of prompt."""
+
+    global_batch: int = 1
+
+    def __call__(self, items: Sequence[Drawn]) -> dict[str, Any]:
+        """The batch of some volumes; ``prompted`` counts the masks that are not empty."""
+        batch = collate_masks(items)
+        batch["turn"] = min(item.index for item in items) // self.global_batch
+        batch["counts"]["prompted"] = int(batch["masks"].flatten(1).any(dim=1).sum())
+        return batch
+
+
+class NameVectors(nn.Module):
+    """Vectors of names, in one or more wordings: ``(K, R, E)``. They are no parameters and not saved."""
+
+    vectors: Tensor
+
+    def __init__(self, names: Sequence[str], vectors: Tensor) -> None:
+        super().__init__()
+        if vectors.ndim != 3 or len(vectors) != len(names):
+            raise ValueError(f"{len(names)} names need vectors (K, R, E), got {tuple(vectors.shape)}")
+        self.index = {name: number for number, name in enumerate(names)}
+        self.register_buffer("vectors", vectors, persistent=False)
+
+    def forward(self, names: Sequence[str], seed: int) -> Tensor:
+        """A wording of each, drawn by ``seed``: ``(M, E)``.
+
+        Raises:
+            ValueError: There is no vector for a name.
+        """
+        unknown = sorted(set(names) - self.index.keys())
+        if unknown:
+            raise ValueError(f"no vector for the name {unknown[0]!r}; names are collected from the stores at the start")
+        rng = random.Random(f"{seed}/wordings")
+        chosen = [rng.randrange(self.vectors.shape[1]) for _ in names]
+        return self.vectors[[self.index[name] for name in names], chosen]
+
+
+@torch.no_grad()
+def language_vectors(
+    language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], *, wordings: int = 4
+) -> NameVectors:
+    """The states with which a language model will ask for each name: those that predict ``[SEG]``.
+
+    They are those of the exchange without its volume, which it has not seen yet.
+    """
+    seg = tokenizer.convert_tokens_to_ids(SEG)
+    assert isinstance(seg, int)
+    found = []
+    for name in names:
+        for number in range(wordings):
+            say = Phrases("en", random.Random(f"{name}/{number}"))
+            prompt = say("seg.sem", "prompt", names=say.join([say.named(name)]))
+            answer = say("seg.sem", "answer", masks=say.join([f"{name} {SEG}"]))
+            ids = torch.tensor([encode_exchange(tokenizer, prompt, answer)[0]], device=language_model.device)
+            where = find_seg_tokens(ids, seg)
+            assert len(where) == 1
+            ids = ids[:, : int(where.positions[0])]  # a model that does not know the token yet never reads it
+            states = language_model(input_ids=ids, output_hidden_states=True).hidden_states[-1]
+            found.append(seg_states(states, where)[0].float().cpu())
+    return NameVectors(names, torch.stack(found).unflatten(0, (len(names), wordings)))
+
+
+@torch.no_grad()
+def clip_vectors(pair: Pair, names: Sequence[str]) -> NameVectors:
+    """What the text tower of the CLIP stage makes of each name; scaled to unit variance, as states are."""
+    texts = [PICTURE_OF.format(name) for name in names]
+    encoded = pair.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    vectors = pair.model.embed_texts(encoded["input_ids"], encoded["attention_mask"])
+    return NameVectors(names, (vectors * vectors.shape[-1] ** 0.5).float()[:, None])
+
+
+class DrawByPrompts(nn.Module):
+    """Losses of a segmentation batch; each volume is encoded once for all that is asked about it.
+
+    ``dice`` and ``bce`` are those of masks asked for by name, also of such as are certainly absent (an empty mask).
+    ``prompted`` are those that are there, asked for by a click, a box or both, with or without the name beside them, in
+    turn by step; and once more with that answer as a prompt and a click where it is wrong.
+
+    With probability ``detail_dropout`` a volume's detail path is silent: it would else learn to draw alone, and the
+    vision tower, whose tokens the language model will read, would learn nothing.
+    """
+
+    def __init__(
+        self, model: PromptedSegVol, names: NameVectors, weights: LossWeights, *, detail_dropout: float = 0.25
+    ) -> None:
+        super().__init__()
+        if not 0 <= detail_dropout < 1:
+            raise ValueError(f"detail_dropout={detail_dropout} must be a probability below 1")
+        self.model, self.names, self.weights, self.detail_dropout = model, names, weights, detail_dropout
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
+        """Sums over masks, by name; every rank runs the same modules, whatever its batch holds."""
+        features = self._quieted(self.model.look(batch["pixel_values"]), batch["seed"])
+        masks, owner, names = batch["masks"], batch["mask_volume"], batch["names"]
+        if real := len(names) > 0:
+            vectors = self.names(names, batch["seed"])
+        else:  # something is drawn that weighs nothing
+            masks, owner = masks.new_zeros(1, *batch["pixel_values"].shape[1:]), owner.new_zeros(1)
+            vectors = self.names.vectors[:1, 0]
+        logits = self.model.draw(features, owner, names=vectors)
+        weigh = self.weights
+        losses = {
+            "dice": Loss(real * dice_loss(logits, masks, reduction="none").sum(), "masks", weigh.dice),
+            "bce": Loss(real * balanced_bce(logits, masks, weigh.positive_share).sum(), "masks", weigh.bce),
+        }
+        if weigh.prompted > 0:
+            losses["prompted"] = self._prompted(features, masks, owner, vectors, batch)
+        return losses
+
+    def _prompted(
+        self, features: ImageFeatures, masks: Tensor, owner: Tensor, vectors: Tensor, batch: Mapping[str, Any]
+    ) -> Loss:
+        """The mean of a first answer and a corrected one, summed over the masks that are not empty."""
+        there = masks.flatten(1).any(dim=1)
+        real = bool(there.any())
+        truth, owner, vectors = (masks[there], owner[there], vectors[there]) if real else (
+            torch.ones_like(masks[:1]), owner[:1], vectors[:1]
+        )  # fmt: skip
+        kind = KINDS[int(batch["turn"]) % len(KINDS)]
+        generators = [torch.Generator().manual_seed(seed) for seed in _seeds(batch["seed"], len(truth))]
+        prompts = simulate_prompts(truth, generators, kind=kind)
+        named = vectors if "name" in kind else None
+        first = self.model.draw(features, owner, names=named, prompts=prompts)
+        again = correct(prompts, first.detach(), truth, generators)
+        if self.model.seg_head.prompt_encoder.mask_embedding is None:
+            again = replace(again, mask=None)
+        second = self.model.draw(features, owner, names=named, prompts=again)
+        both = (self._mask_loss(first, truth) + self._mask_loss(second, truth)) / 2
+        return Loss(real * both, "prompted", self.weights.prompted)
+
+    def _mask_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+        dice = dice_loss(logits, truth, reduction="none").sum()
+        bce = balanced_bce(logits, truth, self.weights.positive_share).sum()
+        return self.weights.dice * dice + self.weights.bce * bce
+
+    def _quieted(self, features: ImageFeatures, seed: int) -> ImageFeatures:
+        if features.detail is None or not self.training or self.detail_dropout == 0:
+            return features
+        generator = torch.Generator().manual_seed(seed)
+        heard = torch.rand(len(features.detail), generator=generator) >= self.detail_dropout
+        return replace(features, detail=features.detail * heard.to(features.detail)[:, None, None, None, None])
+
+
+def _seeds(seed: int, number: int) -> list[int]:
+    rng = random.Random(f"{seed}/prompts")
+    return [rng.getrandbits(62) for _ in range(number)]

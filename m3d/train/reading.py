@@ -1,0 +1,114 @@
+"""Words before pictures: a language model made from nothing first learns how the tasks speak.
+
+A pretrained LLM needs none of this. Ours, of a few million weights, learns grammar, digits and to repeat a name that
+was asked for in a few minutes without volumes; beside them that would take hours.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from m3d.tasks import TASKS, render
+from m3d.tasks.codecs import BoxCodec, Frac3
+from m3d.train.cases import TrainingCase
+from m3d.train.exchanges import IGNORED, choose, encode_exchange, narrow, place
+from m3d.train.objective import Loss
+from m3d.train.views import Look
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """Texts of a case in tokens, without its volume."""
+
+    id: str
+    rows: tuple[list[int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """Exchanges as they stand, without the volume that they are about."""
+
+    tokenizer: PreTrainedTokenizerBase
+    weights: Mapping[str, float]
+    exchanges: int = 8
+    max_length: int = 512
+
+    def wants(self, case: TrainingCase) -> bool:
+        """Whether a record of the case can be drawn."""
+        return any(self.weights.get(entry.task, 0) > 0 and entry.images == 1 for entry in case.entries)
+
+    def size(self, case: TrainingCase, rng: random.Random) -> int:
+        """All are alike."""
+        return 1
+
+    def show(self, look: Look) -> Said:
+        """Draw records and write them."""
+        rows = []
+        for prompt, answer in texts(
+            look.case, torch.from_numpy(look.arrays[1]), self.weights, self.exchanges, look.rng
+        ):
+            rows.append(encode_exchange(self.tokenizer, prompt, answer)[0][: self.max_length])
+        return Said(look.case.id, tuple(rows))
+
+
+def texts(
+    case: TrainingCase,
+    labels: Tensor,
+    weights: Mapping[str, float],
+    count: int,
+    rng: random.Random,
+    codec: BoxCodec | None = None,
+) -> list[tuple[str, str]]:
+    """Prompts and answers of ``count`` records of a case, drawn by weight."""
+    found = []
+    for record in case.records_at(choose(case.entries, weights, count, rng)):
+        placed = place(narrow(record, rng, len(record.target.masks or ()) or 1), case, labels)
+        if placed is not None:
+            said = render(TASKS, placed, codec=codec or Frac3(), rng=rng)
+            found.append((said.prompt, said.answer))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordCollator:
+    """Texts to a batch, padded on the right: ``input_ids``, ``attention_mask``, ``labels``, ``ids``, ``counts``."""
+
+    pad_token_id: int
+
+    def __call__(self, items: Sequence[Said]) -> dict[str, Any]:
+        """The batch of some cases."""
+        rows = [row for item in items for row in item.rows] or [[self.pad_token_id]]
+        length = max(map(len, rows))
+        ids = torch.tensor([[*row, *[self.pad_token_id] * (length - len(row))] for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+        labels = ids.masked_fill(mask == 0, IGNORED)
+        learned = int((labels[:, 1:] != IGNORED).sum())
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "ids": [item.id for item in items],
+            "counts": {"words": learned, "tokens": int(mask.sum())},
+        }
+
+
+class ReadWords(nn.Module):
+    """The language model's own loss, ``words``: every token after the first, prompts too."""
+
+    def __init__(self, language_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
+        """The sum of cross entropies over learned tokens."""
+        logits = self.language_model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        following = batch["labels"][:, 1:].flatten()
+        total = nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), following, ignore_index=IGNORED, reduction="sum"
+        )
+        return {"words": Loss(total, "words")}
