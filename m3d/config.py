@@ -44,13 +44,13 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
     """Read a YAML file into a frozen dataclass; ``overrides`` are ``dotted.key=value`` with YAML values.
 
     ``extends: other.yaml`` in a file takes that file, beside it, first. A path that is not there is looked for among
-    the shipped ones, so that ``configs/tiny.yaml`` means the same in a checkout and after ``pip install``.
+    the shipped ones, so that ``configs/tiny/chain.yaml`` means the same in a checkout and after ``pip install``.
 
     Raises:
         FileNotFoundError: The file, or one that it extends, is not there.
         ValueError: A key is unknown, a value has the wrong type, or an override is no ``key=value``.
     """
-    values = _read(_found(Path(path)))
+    values = read_config(find_config(Path(path)))
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
@@ -65,7 +65,7 @@ def load_config(schema: type[T], path: str | Path, overrides: Sequence[str] = ()
         raise ValueError(f"{path}: {where}={first['input']!r}: {first['msg']}") from None
 
 
-def _found(path: Path) -> Path:
+def find_config(path: Path) -> Path:
     """The path itself, or the shipped config of that name."""
     if path.is_file() or path.is_absolute():
         return path
@@ -84,7 +84,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_config(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a YAML file and of those it extends, not checked against any schema."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such config; shipped ones are in {config_root()}")
     if path.resolve() in seen:
@@ -96,7 +97,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(values).__name__}")
     base = values.pop("extends", None)
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), values) if base else values
+    return _merge(read_config(path.parent / base, (*seen, path.resolve())), values) if base else values
 
 
 def _merge(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,8 @@ def resolve(name_or_path: str | Path) -> Path:
     kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
     if kind not in (None, "m3d"):
         raise ValueError(f"{folder} holds a {kind!r} model; an 'm3d' checkpoint is needed")
+    if (folder / "parts.safetensors").is_file():
+        raise ValueError(f"{folder} left out its language model; `m3d train` with stage merge makes a whole checkpoint")
     missing = [name for name in NEEDED if not (folder / name).is_file()]
     if not list(folder.glob("*.safetensors")):
         missing.append("*.safetensors")

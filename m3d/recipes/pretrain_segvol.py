@@ -1,0 +1,192 @@
+"""The mask head learns to draw what names, points and boxes ask for (SegVol, section 3; REFERENCE A1.4).
+
+``m3d train configs/tiny/segvol.yaml``. The result, ``OUTPUT/model``, holds the head, the tower or encoder that it looks
+through, and ``seg_projector``; alignment and instruction take them from it (``init.segvol``).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from data_prep.laterality import mirrored
+from data_prep.preprocess import Preprocess
+from m3d.models.clip import load_pair, vision_tower_of
+from m3d.models.config import M3DVisionConfig
+from m3d.models.fold import whole_state
+from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol
+from m3d.models.weights import put, read_weights, write_weights
+from m3d.recipes.assemble import load_language_model, teach_tokens
+from m3d.recipes.build import HeadSizes, VisionSizes, check_preprocess
+from m3d.recipes.checkpoints import model_folder
+from m3d.recipes.talk import Judge, StoresConfig, dataset, train
+from m3d.train import engines
+from m3d.train.augment import Augment
+from m3d.train.data import Group, VolumeDataset
+from m3d.train.drawing import DrawByPrompts, MaskCollator, NameVectors, clip_vectors, language_vectors
+from m3d.train.engines import Engine
+from m3d.train.objective import LossWeights
+from m3d.train.optim import OptimConfig
+from m3d.train.views import Masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class MasksConfig(StoresConfig):
+    """And which structures: at most ``masks`` of a volume that are there, ``absent`` that are certainly not."""
+
+    masks: int = 4
+    absent: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """Who reads the names: the language model that will speak them later, or the text tower of the CLIP stage.
+
+    Attributes:
+        language_model: Folder of a causal LM; a name is then its state that predicts ``[SEG]``, and ``seg_projector``
+            is handed on.
+        clip: Folder of pretrain_clip; the head then learns to follow names, and ``seg_projector`` begins anew later.
+        wordings: In how many wordings a language model is asked.
+    """
+
+    language_model: str | None = None
+    clip: str | None = None
+    wordings: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse none and both."""
+        if (self.language_model is None) == (self.clip is None):
+            raise ValueError("names needs one reader: names.language_model or names.clip")
+
+
+def published_optim() -> OptimConfig:
+    """SegVol's train.py: 4 volumes on each of 8 GPUs, lr 1e-4, weight decay 1e-5, 500 epochs, float32."""
+    return OptimConfig(lr=1e-4, weight_decay=1e-5, warmup=0.02, epochs=500, batch=32, micro_batch=4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything the stage can be told.
+
+    Attributes:
+        data: Scans and structures.
+        names: Who reads the names.
+        vision_tower: Folder of pretrain_clip (or any stage) whose tower is the beginning; None for one from nothing.
+        vision: Sizes of a tower from nothing.
+        head: Sizes of the head; with ``own_encoder`` the tower that learns is its own.
+        detail_dropout: How often a volume's detail path is silent, so that the tower learns to draw as well.
+    """
+
+    stage: Literal["pretrain_segvol"] = "pretrain_segvol"
+    output: str = "runs/pretrain_segvol"
+    seed: int = 0
+    data: MasksConfig
+    names: Names
+    vision_tower: str | None = None
+    vision: VisionSizes | None = None
+    head: HeadSizes = field(default_factory=HeadSizes)
+    loss: LossWeights = field(default_factory=LossWeights)
+    detail_dropout: float = 0.25
+    augment: Augment | None = field(default_factory=Augment)
+    optim: OptimConfig = field(default_factory=published_optim)
+    best: str | None = None
+    engine: Engine = field(default_factory=Engine)
+
+    def __post_init__(self) -> None:
+        """Refuse two answers to one question."""
+        if self.vision_tower is not None and self.vision is not None:
+            raise ValueError("vision_tower brings its sizes along: give vision_tower or vision, not both")
+
+    def parents(self) -> dict[str, str | None]:
+        """The folders that it begins from."""
+        return {
+            "language_model": self.names.language_model,
+            "clip": self.names.clip,
+            "vision_tower": self.vision_tower,
+        }
+
+
+def build(config: Config, preprocess: Preprocess, text_width: int) -> PromptedSegVol:
+    """The head with its tower, as training begins."""
+    vision, state = vision_of(config, preprocess)
+    torch.manual_seed(config.seed)
+    described = M3DSegVolConfig(
+        vision_config=vision,
+        seg_config=config.head.config(vision),
+        text_width=text_width,
+        text_source="clip" if config.names.clip is not None else "language",
+    )
+    model = PromptedSegVol(described)
+    if state is not None:
+        tower: Any = model.seg_head.image_encoder if model.vision_tower is None else model.vision_tower
+        if tower.cls_token is None:  # an encoder of the head's own has none, as published
+            state.pop("cls_token", None)
+        put(tower, state, f"{config.vision_tower}: vision_tower")
+    model.seg_head.mask_decoder.iou_prediction_head.requires_grad_(False)  # no loss reaches it
+    return model
+
+
+def vision_of(config: Config, preprocess: Preprocess) -> tuple[M3DVisionConfig, dict[str, torch.Tensor] | None]:
+    """Sizes of the tower, and its weights where it begins from a checkpoint."""
+    if config.vision_tower is None:
+        return (config.vision or VisionSizes()).config(preprocess.grid), None
+    folder = model_folder(config.vision_tower)
+    check_preprocess(folder, preprocess)
+    return vision_tower_of(folder)
+
+
+def read_names(config: Names, names: Sequence[str]) -> NameVectors:
+    """Vectors of names, by whoever reads them."""
+    if config.clip is not None:
+        return clip_vectors(load_pair(model_folder(config.clip)), names)
+    assert config.language_model is not None
+    language_model, tokenizer = load_language_model(model_folder(config.language_model))
+    teach_tokens(language_model, tokenizer)
+    return language_vectors(language_model.eval(), tokenizer, names, wordings=config.wordings)
+
+
+def names_in(groups: Sequence[Group]) -> list[str]:
+    """All names of structures, and those of the mirrored ones."""
+    names = {name for group in groups for case in group.cases for name in case.image.names.values()}
+    return sorted(names | {mirrored(name) for name in names})
+
+
+def save_segvol(folder: Path, model: PromptedSegVol, preprocess: Preprocess) -> None:
+    """Write a model into an empty folder; vectors of names are not part of it."""
+    write_weights(whole_state(model), folder)
+    model.config.save_pretrained(folder)
+    preprocess.write(folder)
+
+
+def load_segvol(folder: Path) -> PromptedSegVol:
+    """Read a folder that `save_segvol` wrote."""
+    model = PromptedSegVol(M3DSegVolConfig.from_pretrained(folder))
+    put(model, read_weights(folder), str(folder))
+    return model.eval()
+
+
+def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
+    """Read names, build the head, let it draw; the manifest of what came of it."""
+    engines.prepare(config.engine)
+    preprocess, groups = config.data.preprocess(), config.data.groups()
+    judged = config.data.judged_groups()
+    names = read_names(config.names, names_in([*groups, *judged]))
+    model = build(config, preprocess, names.vectors.shape[-1])
+    objective = DrawByPrompts(model, names, config.loss, detail_dropout=config.detail_dropout)
+    optim = replace(config.optim, seed=config.seed)
+    collate = MaskCollator(global_batch=optim.batch)
+    view = Masks(augment=config.augment, masks=config.data.masks, absent=config.data.absent)
+    still = VolumeDataset(judged, replace(view, augment=None), seed=0) if judged else None
+    return train(
+        config,
+        objective,
+        dataset(config.data, view, optim, config.seed),
+        collate,
+        optim,
+        save=lambda folder: save_segvol(folder, model, preprocess),
+        judge=None if still is None else Judge(objective, still, collate, model.tokens, optim),
+        facts={"parameters": sum(parameter.numel() for parameter in model.parameters()), "names": len(names.index)},
+        resume=resume,
+    )

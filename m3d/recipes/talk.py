@@ -1,0 +1,355 @@
+"""What alignment and instruction share: exchanges about volumes, a model built from parts, and how it is judged."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_prep.preprocess import Preprocess
+from m3d.models import M3DForConditionalGeneration
+from m3d.recipes.build import Built, Init, build
+from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
+from m3d.recipes.handover import Kind, kind_of, save_model
+from m3d.recipes.parts import Parts, apply
+from m3d.tasks.codecs import Frac3
+from m3d.train import engines
+from m3d.train.augment import Augment
+from m3d.train.cases import stored
+from m3d.train.collate import Collator
+from m3d.train.data import Group, VolumeDataset
+from m3d.train.engines import Engine
+from m3d.train.objective import LossWeights, TalkAndDraw
+from m3d.train.optim import OptimConfig
+from m3d.train.spread import token_spread
+from m3d.train.trainer import M3DTrainer
+from m3d.train.views import Exchanges, View
+from m3d.train.watch import Samples
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoresConfig:
+    """Which scans: stores of ``m3d data prepare``, all prepared alike.
+
+    Attributes:
+        stores: Their folders.
+        shares: How often each store's images are shown in an epoch; once where it is not given.
+        split: Learned from.
+        judged: Measured on at every evaluation; None for no measuring.
+        most_judged: Images measured on, dealt out among the stores.
+        cache_gib: Volumes that each process keeps in memory.
+    """
+
+    stores: tuple[str, ...]
+    shares: tuple[float, ...] = ()
+    split: str = "train"
+    judged: str | None = "validation"
+    most_judged: int = 16
+    cache_gib: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what names nothing."""
+        if not self.stores:
+            raise ValueError("data.stores is empty; name at least one store of `m3d data prepare`")
+        if self.shares and len(self.shares) != len(self.stores):
+            raise ValueError(f"data.shares has {len(self.shares)} numbers for {len(self.stores)} stores")
+        if self.most_judged < 2:
+            raise ValueError(f"data.most_judged={self.most_judged} must be 2 or more: the spread of tokens needs two")
+
+    def groups(self) -> list[Group]:
+        """The cases to learn from."""
+        shares = self.shares or (1.0,) * len(self.stores)
+        return [
+            Group(cases=stored(root, self.split), weight=share, name=Path(root).name)
+            for root, share in zip(self.stores, shares, strict=True)
+        ]
+
+    def judged_groups(self) -> list[Group]:
+        """The first cases of each store's split to measure on."""
+        if self.judged is None:
+            return []
+        most = -(-self.most_judged // len(self.stores))
+        return [Group(cases=stored(root, self.judged)[:most], name=Path(root).name) for root in self.stores]
+
+    def preprocess(self) -> Preprocess:
+        """How the stores were prepared.
+
+        Raises:
+            ValueError: Not alike.
+        """
+        first, *others = [(root, Preprocess.read(Path(root))) for root in self.stores]
+        for root, one in others:
+            if one != first[1]:
+                raise ValueError(f"{root} was prepared otherwise than {first[0]}; compare their preprocess.json")
+        return first[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangesConfig(StoresConfig):
+    """And what is said of them.
+
+    Attributes:
+        weights: How often each task is drawn.
+        exchanges: How many are drawn for a volume.
+        max_tokens: Of a volume's packed row.
+        max_length: Of one exchange, its volume included.
+        whole_first: Begin with the record that asks for most masks.
+        most: Masks that other segmentation exchanges ask for at most.
+        packing: One row for the exchanges of a volume, which is shown once.
+        simulated: Masks of a volume that are drawn from clicks and boxes too.
+        window: Volumes within which those with rows of similar length are brought together.
+    """
+
+    weights: dict[str, float] = field(default_factory=dict)
+    exchanges: int = 8
+    max_tokens: int | None = None
+    max_length: int | None = 512
+    whole_first: bool = False
+    most: int = 2
+    packing: bool = True
+    simulated: int = 0
+    window: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkConfig:
+    """Everything that alignment and instruction can be told; each has its own defaults.
+
+    Attributes:
+        init: Where the parts come from.
+        parts: Which of them learn, and how.
+        loss: Weights of the losses.
+        augment: How volumes are varied, as far as the texts stay true.
+        saved: "whole" (LoRA folded in), or "parts": without the language model, which stays in its own folder.
+        best: The measure by which the best model is kept, "loss" for instance; None keeps the last.
+        checkpointing: Trade a second forward pass for the activations of ViT and language model.
+        samples_every: Steps between sample predictions; None for none.
+        engine: One process or many.
+    """
+
+    stage: str
+    output: str
+    seed: int = 0
+    data: ExchangesConfig
+    init: Init
+    parts: Parts = field(default_factory=Parts)
+    loss: LossWeights = field(default_factory=LossWeights)
+    augment: Augment | None = field(default_factory=Augment)
+    optim: OptimConfig
+    saved: Kind = "whole"
+    best: str | None = None
+    checkpointing: bool = False
+    samples_every: int | None = None
+    engine: Engine = field(default_factory=Engine)
+
+    def __post_init__(self) -> None:
+        """Refuse what could not be loaded again."""
+        if self.saved == "parts" and self.init.language_model is None:
+            raise ValueError("saved=parts leaves the language model where it is: give its folder, init.language_model")
+        if self.saved == "parts" and self.parts.language_model == "full":
+            raise ValueError("parts.language_model=full changes all of its weights; use saved=whole")
+
+    def parents(self) -> dict[str, str | None]:
+        """The folders that it begins from."""
+        return self.init.parents
+
+
+def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Build the model, let its parts learn from exchanges, save what came of it; the manifest."""
+    engines.prepare(config.engine)
+    preprocess = config.data.preprocess()
+    torch.manual_seed(config.seed)
+    built = build(config.init, preprocess)
+    _check_kind(config)
+    learning = apply(built.model, config.parts)
+    if config.checkpointing:
+        built.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+        built.model.vision_tower.gradient_checkpointing = True
+    objective = TalkAndDraw(built.model, config.loss)
+    optim = replace(config.optim, seed=config.seed)
+    collate = Collator(
+        processor=built.processor,
+        packing=config.data.packing,
+        simulated=config.data.simulated if objective.draws else 0,
+        global_batch=optim.batch,
+    )
+    facts = {name: {"learned": one.learned, "total": one.total} for name, one in learning.items()}
+    return train(
+        config,
+        objective,
+        dataset(config.data, exchanges(config, built, config.augment), optim, config.seed),
+        collate,
+        optim,
+        save=lambda folder: save_model(folder, built.model, built.processor, kind=config.saved, lora=config.parts.lora),
+        judge=judge_of(config.data, exchanges(config, built, None), collate, objective, built.model, optim),
+        callbacks=_samples(config, built, objective),
+        facts={"parts": facts, "kind": config.saved, "from": built.notes},
+        resume=resume,
+    )
+
+
+def _check_kind(config: TalkConfig) -> None:
+    checkpoint = config.init.checkpoint
+    if config.saved == "parts" and checkpoint is not None and kind_of(model_folder(checkpoint)) == "whole":
+        raise ValueError(
+            f"{checkpoint} has a language model of its own, which saved=parts would leave out; "
+            "save that stage with saved=parts too, or this one with saved=whole"
+        )
+
+
+def exchanges(config: TalkConfig, built: Built, augment: Augment | None) -> Exchanges:
+    """What is drawn of a case."""
+    data = config.data
+    return Exchanges(
+        processor=built.processor,
+        codec=Frac3(),
+        weights=data.weights,
+        augment=augment,
+        exchanges=data.exchanges,
+        max_tokens=data.max_tokens,
+        max_length=data.max_length,
+        whole_first=data.whole_first,
+        most=data.most,
+    )
+
+
+def dataset(data: StoresConfig, view: View[Any], optim: OptimConfig, seed: int) -> VolumeDataset[Any]:
+    """The volumes of the split, for as many steps or epochs as are asked for."""
+    return VolumeDataset(
+        data.groups(),
+        view,
+        seed=seed,
+        epochs=optim.epochs or 1,
+        length=None if optim.steps is None else optim.steps * optim.batch,
+        window=getattr(data, "window", 0),
+        chunk=optim.batch,
+        cache_bytes=int(data.cache_gib * GIB),
+    )
+
+
+# -- judging --------------------------------------------------------------------------------------------------------
+
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Losses on volumes that are not learned from, always the same, and how far the tower tells them apart.
+
+    ``look`` maps volumes to the tower's tokens; ``loss`` is the weighted sum that training minimises.
+    """
+
+    objective: nn.Module
+    items: VolumeDataset[Any]
+    collate: Collate
+    look: Callable[[Tensor], Tensor]
+    optim: OptimConfig
+
+    def __call__(self) -> dict[str, float]:
+        """Measure."""
+        device = next(self.objective.parameters()).device
+        totals: dict[str, list[float]] = {}
+        tokens: list[Tensor] = []
+        size = self.optim.micro_batch
+        for start in range(0, len(self.items), size):
+            numbers = range(start, min(start + size, len(self.items)))
+            batch = to_device(self.collate([self.items[number] for number in numbers]), device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.optim.bf16):
+                tokens.append(self.look(batch["pixel_values"]).float().cpu())
+                losses = self.objective(batch)
+            for name, loss in losses.items():
+                found = totals.setdefault(name, [0.0, 0.0, loss.weight])
+                found[0] += float(loss.total)
+                found[1] += batch["counts"][loss.count]
+        means = {name: (total / count, weight) for name, (total, count, weight) in totals.items() if count}
+        row = {"loss": sum(mean * weight for mean, weight in means.values())}
+        return (
+            row | {name: mean for name, (mean, _) in means.items()} | {"token_spread": token_spread(torch.cat(tokens))}
+        )
+
+
+def judge_of(
+    data: StoresConfig,
+    view: View[Any],
+    collate: Collate,
+    objective: nn.Module,
+    model: M3DForConditionalGeneration,
+    optim: OptimConfig,
+) -> Judge | None:
+    """How the whole model is judged, or None."""
+    if data.judged is None:
+        return None
+    items = VolumeDataset(data.judged_groups(), view, seed=0)
+    tower = model.vision_tower
+    return Judge(objective, items, collate, lambda pixels: tower.patches(pixels.to(tower.norm.weight.dtype)), optim)
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Move a batch's tensors."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+
+
+# -- training -------------------------------------------------------------------------------------------------------
+
+
+def train(
+    config: Any,  # noqa: ANN401 - any trained stage's dataclass
+    objective: nn.Module,
+    items: VolumeDataset[Any],
+    collate: Collate,
+    optim: OptimConfig,
+    *,
+    save: Callable[[Path], None],
+    judge: Callable[[], Mapping[str, float]] | None,
+    facts: Mapping[str, Any],
+    callbacks: Sequence[Any] = (),
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Fit an objective and leave ``OUTPUT/model`` with its recipe and a final manifest; the manifest."""
+    facts = begin_manifest(config, stores=config.data.stores, parents=config.parents(), **facts)
+    output = Path(config.output)
+    if engines.rank() == 0:
+        begun(output, facts)
+
+    def export(folder: Path) -> None:
+        save(folder)
+        write_recipe(folder, config)
+        write_manifest(folder, facts)
+
+    trainer = M3DTrainer(
+        objective,
+        items,
+        collate,
+        optim,
+        output,
+        config.engine,
+        save=export,
+        evaluate=judge,
+        best=config.best,
+        callbacks=callbacks,
+    )
+    log.info("%s: %d steps of %d volumes (%d in an epoch)", config.stage, trainer.steps, optim.batch, items.images)
+    trainer.fit(resume=resume)
+    done: dict[str, Any] = finish_manifest(output, steps=trainer.steps) if engines.rank() == 0 else {}
+    engines.barrier()
+    return done
+
+
+def _samples(config: TalkConfig, built: Built, objective: nn.Module) -> list[Samples]:
+    """Sample predictions on the first volumes that are judged."""
+    if config.samples_every is None or config.data.judged is None:
+        return []
+    from m3d.recipes.samples import SampleSheet
+
+    cases = [case for group in config.data.judged_groups() for case in group.cases[:2]]
+    sheet = SampleSheet(built.model, built.processor, tuple(cases), bf16=config.optim.bf16)
+    together = config.engine.name in ("zero3", "fsdp")
+    folder = Path(config.output) / "samples"
+    return [Samples(config.samples_every, sheet, folder, objective=objective, together=together)]

@@ -1,0 +1,222 @@
+"""Stages one after the other on five phantoms: each learns, is saved, is taken up by the next, goes on if stopped."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import m3d
+from m3d.config import load_config
+from m3d.models.clip import vision_tower_of
+from m3d.models.weights import read_weights
+from m3d.recipes import align, chain, instruct, merge, pretrain_segvol, pretrain_words
+from m3d.recipes.checkpoints import model_folder, read_manifest, state_of
+from m3d.recipes.handover import load_model
+from m3d.recipes.pretrain_segvol import load_segvol
+from tests.fixtures.tiny_stages import optim, stages
+
+pytestmark = pytest.mark.integration
+
+RECIPES = {
+    "words": pretrain_words,
+    "segvol": pretrain_segvol,
+    "align": align,
+    "instruct": instruct,
+    "merge": merge,
+}
+
+
+def config_of(name: str, store: Path, folder: Path, **changed: Any) -> Any:
+    values = stages(store, f"{folder}/")[name] | changed
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return load_config(RECIPES[name].Config, path)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def chain_of(store: Path, folder: Path, **changed: Any) -> chain.Config:
+    """All stages in order, their folders below ``folder``."""
+    for name, values in stages(store).items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    steps = [{"config": str(folder / f"{name}.yaml")} for name in RECIPES]
+    values = {"stage": "chain", "root": str(folder), "stages": steps, "shared": {"seed": 1}} | changed
+    (folder / "chain.yaml").write_text(yaml.safe_dump(values))
+    return load_config(chain.Config, folder / "chain.yaml")
+
+
+@pytest.fixture(scope="module")
+def runs(phantom_store, tmp_path_factory) -> Path:
+    """Words, segvol, align, instruct and merge in a chain, each begun from what the one before left."""
+    folder = tmp_path_factory.mktemp("runs")
+    ran = chain.main(chain_of(phantom_store, folder))
+    assert [row["before"] for row in ran] == ["to do"] * 5
+    return folder
+
+
+def test_a_chain_skips_what_is_done(runs, phantom_store):
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("*") if path.is_file() and path.suffix != ".yaml"}
+    again = chain.main(chain_of(phantom_store, runs))
+    assert [row["before"] for row in again] == ["done"] * 5
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_chain_knows_what_has_changed(runs, phantom_store, tmp_path):
+    """Another seed makes another stage; a moved folder does not, and other weights to begin from do."""
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(runs, moved)
+
+    def states(**changed: Any) -> list[str]:
+        links = chain.load(chain_of(phantom_store, moved, **changed))
+        return [state_of(Path(link.output), chain._facts(link)) for _, link in links]
+
+    assert states() == ["done"] * 5
+    other = "a run of another configuration"
+    assert states(shared={"seed": 2}) == [other] * 4 + ["done"]
+    assert states(shared={"init.pool": 2}) == ["done", "done", other, "done", "done"]
+    manifest = moved / "instruct" / "model" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"final": False}))
+    assert states() == ["done", "done", "done", "to do", "done"]
+    weights = moved / "segvol" / "model" / "model.safetensors"
+    state = load_file(weights)
+    save_file({name: value + 1 if value.is_floating_point() else value for name, value in state.items()}, weights)
+    assert states()[2] == "a run that began from other weights"
+    with pytest.raises(ValueError, match=r"shared\.parts\.nose: no stage knows it"):
+        states(shared={"parts.nose": "full"})
+    chain._move_away(moved / "align", "a test")
+    assert (moved / "align.old1" / "model" / "manifest.json").is_file() and not (moved / "align").exists()
+
+
+@pytest.mark.parametrize("name", ["words", "segvol", "align", "instruct"])
+def test_a_stage_leaves_a_whole_folder_with_its_facts(runs, name, phantom_store):
+    folder, found = runs / name / "model", read_manifest(runs / name)
+    assert found["final"] and found["steps"] == 2
+    assert found["data"][0]["store"] == "phantoms" and len(found["data"][0]["sha256"]) == 64
+    assert found["metrics"]["loss"] > 0 and "eval_loss" in found["metrics"] and found["wall_seconds"] >= 0
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    assert recipe["stage"] == RECIPES[name].Config.stage and recipe["data"]["stores"] == ["phantoms"]
+    for path in (folder / "recipe.yaml", folder / "manifest.json"):
+        assert str(runs) not in path.read_text() and str(phantom_store.parent) not in path.read_text()
+    assert not [path.name for path in folder.iterdir() if path.suffix in (".pt", ".bin", ".pkl")]
+    assert len(rows(runs / name / "losses.jsonl")) == 2
+
+
+def test_losses_are_named_and_the_spread_of_tokens_is_watched(runs):
+    assert {"words"} <= set(rows(runs / "words" / "losses.jsonl")[0])
+    assert {"dice", "bce", "prompted"} <= set(rows(runs / "segvol" / "losses.jsonl")[0])
+    assert "dice" not in rows(runs / "align" / "losses.jsonl")[0]
+    assert {"text", "dice", "bce"} <= set().union(*rows(runs / "instruct" / "losses.jsonl"))
+    for name in ("segvol", "align", "instruct"):
+        spread = [row["eval_token_spread"] for row in rows(runs / name / "evaluations.jsonl")]
+        assert all(0 < one < 1 for one in spread)
+
+
+def test_what_a_stage_left_is_where_the_next_begins(runs):
+    """Frozen parts of the alignment are those of the stages before, to the bit."""
+    aligned = read_weights(runs / "align" / "model")
+    segvol = load_file(runs / "segvol" / "model" / "model.safetensors")
+    handed = {name for name in segvol if name.split(".")[0] in ("vision_tower", "seg_head", "seg_projector")}
+    assert handed == set(segvol)
+    assert all(torch.equal(aligned[name], segvol[name]) for name in handed)
+    words = load_file(runs / "words" / "model" / "model.safetensors")
+    own = set(words) - {"lm_head.weight"}
+    assert all(torch.equal(aligned[f"language_model.{name}"], words[name]) for name in own)
+    same = (aligned["language_model.lm_head.weight"] == words["lm_head.weight"]).all(dim=1)
+    assert int((~same).sum()) == 4  # our four tokens; neither reports nor answers show their inputs
+    parents = read_manifest(runs / "align")["parents"]
+    assert {role: one["name"] for role, one in parents.items()} == {"language_model": "words", "segvol": "segvol"}
+
+
+def test_the_tower_of_segvol_is_a_tower_for_anyone(runs):
+    config, state = vision_tower_of(model_folder(runs / "segvol"))
+    assert config.hidden_size == 16 and state
+    assert load_segvol(runs / "segvol" / "model").vision_tower is not None
+
+
+def test_the_merged_model_is_one_that_m3d_loads(runs):
+    folder = runs / "m3d-micro"
+    loaded = m3d.load(folder, device="cpu")
+    assert loaded.id == "m3d-micro"
+    learned, processor = load_model(runs / "instruct" / "model")
+    ids = processor.tokenizer(processor.write("Draw it. Mandible [SEG]"), return_tensors="pt")["input_ids"]
+    pixels = torch.rand(1, 1, 16, 16, 24)
+    with torch.no_grad():
+        one = learned.eval()(input_ids=ids, pixel_values=pixels, draw_masks=True)
+        other = loaded.model(input_ids=ids, pixel_values=pixels, draw_masks=True)
+    torch.testing.assert_close(other.logits, one.logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(other.mask_logits, one.mask_logits, atol=1e-4, rtol=1e-4)
+    found = read_manifest(folder)
+    assert found["final"] and found["learned_from"][0]["store"] == "phantoms"
+    assert found["parents"]["checkpoint"]["name"] == "instruct"
+
+
+def test_a_stopped_stage_goes_on_as_if_nothing_had_happened(runs, phantom_store, tmp_path):
+    """Three steps at once, and two and then one: the same losses to the bit, the same weights."""
+    finals = []
+    for name, parts in (("once", (3,)), ("twice", (2, 3))):
+        for steps in parts:
+            values = optim(steps) | {"schedule": "constant"}
+            config = config_of("align", phantom_store, runs, output=str(tmp_path / name), optim=values)
+            config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, steps=3))
+            if steps == 2:
+                _stop_after(config, 2)
+            else:
+                align.main(config, resume=len(parts) > 1)
+        finals.append((rows(tmp_path / name / "losses.jsonl"), read_weights(tmp_path / name / "model")))
+    (one, weights), (other, again) = finals
+    assert [row["loss"] for row in one] == [row["loss"] for row in other]
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def _stop_after(config: Any, steps: int) -> None:
+    """Run a stage and let it fall over after some steps, as a killed process does."""
+    from m3d.train import trainer as module
+
+    class Killed(Exception):
+        pass
+
+    save = module.M3DTrainer._save_checkpoint
+
+    def save_and_die(self: Any, *given: Any, **more: Any) -> None:
+        save(self, *given, **more)
+        if self.state.global_step == steps:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.M3DTrainer, "_save_checkpoint", save_and_die)
+        with pytest.raises(Killed):
+            align.main(config)
+    assert not read_manifest(config.output)["final"]
+
+
+def test_another_configuration_does_not_go_on_in_the_same_folder(runs, phantom_store):
+    config = config_of("align", phantom_store, runs, seed=2)
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        align.main(config, resume=True)
+
+
+def test_wrong_beginnings_are_refused(runs, phantom_store):
+    config = config_of("align", phantom_store, runs, output=str(runs / "other"))
+    broken = runs / "broken"
+    broken.mkdir()
+    for path in (runs / "segvol" / "model").iterdir():
+        if path.name != "model.safetensors":
+            (broken / path.name).write_bytes(path.read_bytes())
+    state = load_file(runs / "segvol" / "model" / "model.safetensors")
+    first = next(name for name in state if name.startswith("seg_head."))
+    save_file({name: value for name, value in state.items() if name != first}, broken / "model.safetensors")
+    config = dataclasses.replace(config, init=dataclasses.replace(config.init, segvol=str(broken)))
+    with pytest.raises(ValueError, match=rf"seg_head: the weights do not fit \(1 missing, such as {first[9:]}\)"):
+        align.main(config)
+    with pytest.raises(ValueError, match="brings all parts"):
+        dataclasses.replace(config.init, checkpoint="somewhere")
+    with pytest.raises(FileNotFoundError, match="run the stage that makes it first"):
+        align.main(dataclasses.replace(config, init=dataclasses.replace(config.init, segvol=str(runs / "nowhere"))))
