@@ -9,7 +9,7 @@ from pathlib import Path
 
 HOME = Path(__file__).parents[1]
 RESULTS = HOME / "benchmarks" / "results"
-DOCUMENTS = (HOME / "README.md", HOME / "MODEL_CARD.md", HOME / "docs" / "data.md")
+DOCUMENTS = (HOME / "README.md", HOME / "MODEL_CARD.md", HOME / "docs" / "data.md", HOME / "docs" / "training.md")
 TITLES = {"dice": "Dice", "iou": "box IoU", "vqa": "closed VQA accuracy"}
 
 
@@ -74,7 +74,19 @@ def families() -> str:
     return "\n".join([*lines, "", f"{result['patients']} patients (`{result['command']}`); distinct: {said}."])
 
 
-BLOCKS = {"accuracy": accuracy, "parity": parity, "formats": formats, "families": families}
+def packing() -> str:
+    """Exchanges a second: each with its own look at the volume, sharing one, and packed into a row."""
+    result = json.loads((RESULTS / "packing.json").read_text(encoding="utf-8"))
+    lines = ["| model | losses | apart | volume shared | packed | packed / apart |", "|---|---|---|---|---|---|"]
+    for size, row in result["sizes"].items():
+        for losses in ("words and masks", "words alone"):
+            rate, gain = row[losses]["exchanges a second"], row[losses]["packed / apart"]
+            cells = " | ".join(f"{rate[way]:.2f}" for way in ("apart", "shared", "packed"))
+            lines.append(f"| {size} ({row['parameters'] / 1e6:.0f} M) | {losses} | {cells} | {gain:.1f} |")
+    return "\n".join([*lines, "", f"Exchanges a second, {result['machine'].strip(', ')}, beside other work."])
+
+
+BLOCKS = {"accuracy": accuracy, "parity": parity, "formats": formats, "families": families, "packing": packing}
 
 
 def rewrite(text: str) -> str:

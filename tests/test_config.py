@@ -84,14 +84,17 @@ def test_lookup_suggests():
         lookup({"report": 1, "reg": 2}, "reprot")
 
 
-@pytest.mark.parametrize("path", sorted(config_root().rglob("*.yaml")), ids=lambda path: path.stem)
+SHIPPED = sorted(config_root().rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_shipped_config_builds(path, tmp_path):
     from data_prep.preprocess import Preprocess
     from data_prep.sources.registry import build_source
     from m3d.cli.data.prepare import PrepareConfig
-    from m3d.recipes.tiny import TinyConfig
+    from m3d.recipes.registry import recipe, stage_of
 
-    schema = PrepareConfig if path.parent.name == "data" else {"tiny": TinyConfig}[path.stem]
+    schema = PrepareConfig if path.parent.name == "data" else recipe(stage_of(path)).Config
     config = load_config(schema, path)
     assert yaml.safe_load(path.read_text(encoding="utf-8"))
     if isinstance(config, PrepareConfig):
@@ -103,12 +106,13 @@ def test_every_shipped_config_builds(path, tmp_path):
 
 
 def test_a_shipped_config_is_found_from_anywhere(tmp_path, monkeypatch):
-    from m3d.recipes.tiny import TinyConfig
+    from m3d.cli.data.prepare import PrepareConfig
 
     monkeypatch.chdir(tmp_path)
-    assert load_config(TinyConfig, "configs/tiny.yaml") == load_config(TinyConfig, config_root() / "tiny.yaml")
-    with pytest.raises(FileNotFoundError, match=r"configs/tinny\.yaml: no such config"):
-        load_config(TinyConfig, "configs/tinny.yaml")
+    shipped = load_config(PrepareConfig, config_root() / "data" / "openkbp.yaml")
+    assert load_config(PrepareConfig, "configs/data/openkbp.yaml") == shipped
+    with pytest.raises(FileNotFoundError, match=r"configs/data/openkpb\.yaml: no such config"):
+        load_config(PrepareConfig, "configs/data/openkpb.yaml")
 
 
 def test_an_override_reaches_into_a_list(tmp_path):

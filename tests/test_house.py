@@ -173,7 +173,9 @@ def test_make_help_lists_the_commands_of_the_readme():
         assert re.search(rf"^{target}\s", done.stdout, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "MODEL_CARD.md", "docs/data.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "MODEL_CARD.md", "docs/data.md", "docs/training.md"]
+)
 def test_documents_name_files_and_targets_that_exist(name):
     text = (HOME / name).read_text(encoding="utf-8")
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
