@@ -69,7 +69,6 @@ DENSER = (("esophagus", "right parotid"), ("esophagus", "left parotid"), ("brain
 LARGER = (("brainstem", "right parotid"), ("brainstem", "left parotid"), ("brainstem", "larynx"),
           ("right parotid", "larynx"), ("left parotid", "larynx"))  # fmt: skip
 CLOSER = ("spinal cord",)
-TOUCHING = (("esophagus", "larynx"),)
 
 # What anatomy answers outside the head and neck, by words in names; these are textbook knowledge, not measured
 SERIES = frozenset({"vertebra", "vertebrae", "rib", "disc"})  # grow, and are placed, in a known order

@@ -10,7 +10,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,17 +19,14 @@ from data_prep.sources.m3d_volumes import (
     OnLeak,
     find_table,
     identify,
+    listed_entries,
     locate,
     path_parts,
-    read_unlabelled,
-    settle_splits,
-    warn_missing,
 )
 from data_prep.sources.tables import BadTable, OnBadRow, read_json, settle_rows
 
 __all__ = ["M3DCap", "find_series", "series_of", "study_findings"]
 
-DATASET = "M3D-Cap"
 FOLDERS = ("M3D_Cap_npy", "M3D_Cap", "M3D-Cap", "M3D-Cap/M3D_Cap_npy", "M3D-Cap/M3D_Cap")
 _SHORTEST = 5  # letters; below that, a section counts as empty, as published
 
@@ -97,25 +93,14 @@ class M3DCap:
         self.rejected.clear()
         found = self._series(path)
         settle_rows(str(path), self.rejected, on_bad_row=self.on_bad_row)
-        warn_missing(str(path), [one.path for one in found.values()])
-        splits = settle_splits(
+        yield from listed_entries(
             str(path),
+            found,
             {image: one.splits for image, one in found.items()},
-            {image: one.patient for image, one in found.items()},
+            lambda image, split: _drafts(found[image]),
+            license=self.license,
             on_leak=self.on_leak,
         )
-        for image, split in splits.items():
-            one = found[image]
-            yield Entry(
-                dataset=DATASET,
-                license=self.license,
-                image_id=image,
-                patient_id=one.patient,
-                split=split,
-                files=(one.path,),
-                read=partial(read_unlabelled, one.path, image_id=image, patient_id=one.patient),
-                drafts=_drafts(one),
-            )
 
     def _series(self, path: Path) -> dict[str, _Series]:
         found: dict[str, _Series] = {}

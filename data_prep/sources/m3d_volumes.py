@@ -13,16 +13,18 @@ import logging
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.case import Case
+from data_prep.draft import Draft
 from data_prep.formats import one_line
-from data_prep.sources.base import SPLITS
+from data_prep.sources.base import SPLITS, Entry
 from data_prep.sources.tables import BadTable
 from data_prep.volume import BadScan, Volume, spl_affine
 
@@ -30,6 +32,7 @@ __all__ = [
     "OnLeak",
     "find_table",
     "identify",
+    "listed_entries",
     "locate",
     "path_parts",
     "read_array",
@@ -227,6 +230,42 @@ def identify(*parts: str) -> str:
     plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Mn")  # as M3D-Cap's files were named
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", plain)
     return safe if safe == plain else f"{safe}-{hashlib.sha256(plain.encode()).hexdigest()[:6]}"
+
+
+CAP = "M3D-Cap"
+
+
+class Listed(Protocol):
+    """An image that a table lists."""
+
+    path: Path
+    patient: str
+
+
+def listed_entries(
+    where: str,
+    found: Mapping[str, Listed],
+    splits: Mapping[str, Collection[str]],
+    drafts: Callable[[str, str], tuple[Draft, ...]],
+    *,
+    license: str | None,
+    on_leak: OnLeak,
+) -> Iterator[Entry]:
+    """The entries of M3D-Cap's images, whichever table lists them; ``drafts`` says what of an image in its split."""
+    warn_missing(where, [one.path for one in found.values()])
+    patients = {image: one.patient for image, one in found.items()}
+    for image, split in settle_splits(where, splits, patients, on_leak=on_leak).items():
+        one = found[image]
+        yield Entry(
+            dataset=CAP,
+            license=license,
+            image_id=image,
+            patient_id=one.patient,
+            split=split,
+            files=(one.path,),
+            read=partial(read_unlabelled, one.path, image_id=image, patient_id=one.patient),
+            drafts=drafts(image, split),
+        )
 
 
 def settle_splits(

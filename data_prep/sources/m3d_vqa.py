@@ -8,21 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 from data_prep.draft import Draft
 from data_prep.sources.base import Entry
-from data_prep.sources.m3d_cap import DATASET as CAP
 from data_prep.sources.m3d_cap import find_series, series_of
 from data_prep.sources.m3d_volumes import (
     OnLeak,
     find_table,
+    listed_entries,
     path_parts,
-    read_unlabelled,
-    settle_splits,
-    warn_missing,
 )
 from data_prep.sources.tables import BadTable, OnBadRow, at_row, read_csv, settle_rows
 
@@ -104,27 +100,16 @@ class M3DVQA:
         for path, split, subset in self._tables():
             self._read(path, split, subset, found)
         settle_rows(self.name, self.rejected, on_bad_row=self.on_bad_row)
-        warn_missing(self.name, [one.path for one in found.values()])
-        splits = settle_splits(
+        yield from listed_entries(
             self.name,
+            found,
             {image: set(one.questions) for image, one in found.items()},
-            {image: one.patient for image, one in found.items()},
+            lambda image, split: tuple(
+                draft for asked, subsets in found[image].questions[split].items() for draft in _drafts(asked, subsets)
+            ),
+            license=self.license,
             on_leak=self.on_leak,
         )
-        for image, split in splits.items():
-            one = found[image]
-            yield Entry(
-                dataset=CAP,
-                license=self.license,
-                image_id=image,
-                patient_id=one.patient,
-                split=split,
-                files=(one.path,),
-                read=partial(read_unlabelled, one.path, image_id=image, patient_id=one.patient),
-                drafts=tuple(
-                    draft for asked, subsets in one.questions[split].items() for draft in _drafts(asked, subsets)
-                ),
-            )
 
     def _tables(self) -> list[tuple[Path, str, str | None]]:
         """The tables that are there, with their split and the further list they stand for."""

@@ -7,7 +7,6 @@ The folder holds ``config.json``, ``model.safetensors`` and ``preprocess.json``.
 # V = volumes, M = masks, E = width of name vectors, C = width of the head
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -119,14 +118,6 @@ def _around(config: M3DSegVolConfig) -> M3DConfig:
         projector="linear",
         projector_depth=1,
     )
-
-
-def is_segvol(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of `PromptedSegVol`."""
-    kind: str = (
-        getattr(AutoConfig.from_pretrained(folder), "model_type", "") if (folder / "config.json").is_file() else ""
-    )
-    return kind == M3DSegVolConfig.model_type
 
 
 AutoConfig.register("m3d_segvol", M3DSegVolConfig)

@@ -5,10 +5,9 @@ is one `Entry` a record, which is all that is needed to draw what to say of an i
 """
 
 import json
-import random
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +18,6 @@ import torch
 from torch import Tensor
 
 from data_prep.case import Case
-from data_prep.openkbp import cases as openkbp_cases
-from data_prep.openkbp import read_case
-from data_prep.phantoms import NAMES, head_neck
 from data_prep.prepare import Job, prepare_case
 from data_prep.preprocess import Preprocess
 from data_prep.record import Record, parse
@@ -229,22 +225,3 @@ def _file_away(cases: Mapping[str, StoredCase], line: bytes, where: str, place: 
             case.lines.append(place)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{where}: no record ({error!r}); `m3d data verify` says what is wrong") from error
-
-
-def openkbp(root: Path, split: str) -> Iterator[Case]:
-    """The head-and-neck CTs of a split, read one at a time."""
-    for folder in openkbp_cases(root, split):
-        yield read_case(folder)
-
-
-def phantoms(seeds: Sequence[int], *, absent: float = 0.1) -> Iterator[Case]:
-    """Phantoms by seed; each structure is left out with probability ``absent``."""
-    for seed in seeds:
-        rng = random.Random(seed)
-        yield head_neck(seed, without=[name for name in NAMES.values() if rng.random() < absent])
-
-
-def prepare_all(cases: Iterable[Case], job: Job) -> Iterator[PreparedCase]:
-    """Prepare cases one at a time, so that only their small forms stay in memory."""
-    for case in cases:
-        yield prepare(case, job)

@@ -14,7 +14,7 @@ from torch import Tensor
 from m3d.models.processing import IMAGE_TOKEN, M3DProcessor
 from m3d.train.exchanges import IGNORED
 from m3d.train.packing import Row, exchanges_of, pack, prefix_row, stack, unpacked
-from m3d.train.views import Captioned, Drawn, Talk
+from m3d.train.views import Drawn, Talk
 
 
 def seed_of(*parts: object) -> int:
@@ -122,14 +122,4 @@ def collate_masks(items: Sequence[Drawn]) -> dict[str, Any]:
         "ids": [item.id for item in items],
         "seed": seed_of(*(item.seed for item in items)),
         "counts": {"masks": len(owners), "volumes": len(items)},
-    }
-
-
-def collate_captions(items: Sequence[Captioned]) -> dict[str, Any]:
-    """Volumes and their texts, not yet in tokens: the text tower's tokenizer has its own rules."""
-    return {
-        "pixel_values": torch.stack([item.pixels for item in items]),
-        "texts": [item.text for item in items],
-        "ids": [item.id for item in items],
-        "counts": {"pairs": len(items)},
     }

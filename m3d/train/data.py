@@ -16,10 +16,10 @@ from typing import Generic, TypeVar
 from torch.utils.data import Dataset
 
 from m3d.train.cases import Arrays, TrainingCase
-from m3d.train.collate import Collator, collate_captions, collate_masks
-from m3d.train.views import Captions, Exchanges, Look, Masks, View
+from m3d.train.collate import Collator, collate_masks
+from m3d.train.views import Exchanges, Look, Masks, View
 
-__all__ = ["Captions", "Collator", "Exchanges", "Group", "Masks", "VolumeDataset", "collate_captions", "collate_masks"]
+__all__ = ["Collator", "Exchanges", "Group", "Masks", "VolumeDataset", "collate_masks"]
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class VolumeDataset(Dataset[Item], Generic[Item]):
 
     Args:
         groups: Cases, or groups of them with weights.
-        view: `Exchanges`, `Masks` or `Captions`; cases that it does not want are left out.
+        view: `Exchanges` or `Masks`; cases that it does not want are left out.
         seed: All chance.
         epochs: Says the length; ``length`` overrules it.
         length: Items in all, such as steps x volumes a step.

@@ -1,4 +1,4 @@
-"""What a stage looks at: exchanges about a volume, masks by name, or a caption; one data set serves them all.
+"""What a stage looks at: exchanges about a volume, or masks by name; one data set serves both.
 
 Texts are rendered after augmentation, so boxes and masks are those of the picture that is shown, and augmentation goes
 only as far as the texts stay true.
@@ -282,33 +282,3 @@ class Captioned:
     seed: str
     pixels: Tensor
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Captions:
-    """A text about the whole volume: of the first of ``tasks`` that the case has, any record."""
-
-    augment: Augment | None = None
-    tasks: tuple[str, ...] = ("retrieval", "report")
-
-    def wants(self, case: TrainingCase) -> bool:
-        """Whether the case has such a text."""
-        return any(entry.task in self.tasks for entry in case.entries)
-
-    def size(self, case: TrainingCase, rng: random.Random) -> int:
-        """The length of the text, four characters a token."""
-        return case.entries[self._choose(case, rng)].characters // 4
-
-    def _choose(self, case: TrainingCase, rng: random.Random) -> int:
-        for task in self.tasks:
-            numbers = [number for number, entry in enumerate(case.entries) if entry.task == task]
-            if numbers:
-                return rng.choice(numbers)
-        raise ValueError(f"{case.id} has no record of {' or '.join(self.tasks)}")
-
-    def show(self, look: Look) -> Captioned:
-        """Draw a text and move the picture as far as it stays true."""
-        (record,) = look.case.records_at([self._choose(look.case, look.rng)])
-        shown = moved(look, list(spoken([record])), self.augment, fixed=holds_in_one_pose(record.meta))
-        text = str((mirror(record) if shown.mirrored else record).target.text)
-        return Captioned(record.id, look.index, look.seed, shown.image[None], text)

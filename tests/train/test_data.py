@@ -17,13 +17,11 @@ from m3d.tasks.codecs import Frac3
 from m3d.train.augment import Augment
 from m3d.train.cases import Entry, TrainingCase, stored
 from m3d.train.data import (
-    Captions,
     Collator,
     Exchanges,
     Group,
     Masks,
     VolumeDataset,
-    collate_captions,
     collate_masks,
 )
 from m3d.train.exchanges import choose
@@ -340,12 +338,3 @@ def test_what_is_certainly_absent_is_an_empty_mask(tmp_path):
     item = VolumeDataset(stored(root, "train"), Masks(masks=3, absent=1))[0]
     assert item.names == ("liver", "spleen")
     assert item.masks.flatten(1).any(dim=1).tolist() == [True, False]
-
-
-def test_captions_for_pairs(cases):
-    data = VolumeDataset(cases, Captions())
-    batch = collate_captions([data[0], data[1]])
-    assert sorted(batch["texts"]) == ["CT of case a.", "CT of case c."]
-    assert batch["counts"] == {"pairs": 2} and batch["pixel_values"].shape == (2, 1, *small_store.GRID)
-    reports = VolumeDataset(cases, Captions(tasks=("report",)))
-    assert reports[0].text in small_store.REPORTS.values()
