@@ -1,7 +1,8 @@
 """Every family of derived questions, and what becomes of a question: a closed and an open entry.
 
-A family belongs here only if the answer varies between patients who are asked the same: on the OpenKBP training
-patients the usual answer to a question is right in less than three of four (``quarters`` says what was left out).
+A family belongs here only if the answer varies between patients who are asked the same; ``quarters`` says what was left
+out for that, and `benchmarks/derived_questions.py` measures how far the usual answer gets on the OpenKBP training
+patients.
 
 Part of m3d-lamed; import through `m3d`.
 """
