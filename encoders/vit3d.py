@@ -4,14 +4,17 @@ Parameter names follow the published checkpoints, so that their weights load str
 `encoders.published`. Attention goes through `scaled_dot_product_attention`: the N x N matrix is never materialised.
 """
 
-# B = volumes, N = patch tokens (d h w), C = width, P = voxels in a patch
+# B = volumes, N = patch tokens (d h w), C = width, F = features of a voxel, (D, H, W) = voxels
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from encoders.detail import DetailEmbedding, DetailNetwork
 
 Size3 = tuple[int, int, int]
 
@@ -99,11 +102,21 @@ class TransformerBlock(nn.Module):
         return out
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Normed tokens ``(B, N (+1), C)``, the class token first, and features of every voxel ``(B, F, D, H, W)``."""
+
+    tokens: Tensor
+    detail: Tensor | None = None
+
+
 class ViT3D(nn.Module):
     """3D ViT (M3D-LaMed, section 4.1); the published size is 12 layers x 768, 12 heads, patches of 4x16x16.
 
-    With ``cls_token`` a learned token, without a position of its own, stands before the patches. Set
-    ``gradient_checkpointing`` to trade a second forward pass for the blocks' activations.
+    With ``cls_token`` a learned token, without a position of its own, stands before the patches. With
+    ``detail_channels`` a convolutional network looks first, ``detail_filters`` wide, whose features the patches read as
+    well (`encoders.detail`); 0 is the published tower. Set ``gradient_checkpointing`` to trade a second forward pass
+    for the blocks' activations.
     """
 
     def __init__(
@@ -117,6 +130,8 @@ class ViT3D(nn.Module):
         num_layers: int = 12,
         num_heads: int = 12,
         cls_token: bool = True,
+        detail_channels: int = 0,
+        detail_filters: int = 8,
     ) -> None:
         super().__init__()
         self.hidden_size, self.gradient_checkpointing = hidden_size, False
@@ -124,6 +139,11 @@ class ViT3D(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size)) if cls_token else None
         self.blocks = nn.ModuleList(TransformerBlock(hidden_size, mlp_dim, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_size)
+        self.detail: DetailNetwork | None = None
+        self.detail_embedding: DetailEmbedding | None = None
+        if detail_channels:
+            self.detail = DetailNetwork(detail_channels, detail_filters)
+            self.detail_embedding = DetailEmbedding(detail_channels, patch_size, hidden_size)
 
     @property
     def grid(self) -> Size3:
@@ -132,7 +152,39 @@ class ViT3D(nn.Module):
 
     def layers(self, volumes: Tensor) -> list[Tensor]:
         """Every block's output before the final norm, ``num_layers`` x ``(B, N (+1), C)``."""
+        return self._layers(volumes, self._look_closely(volumes))
+
+    def look(self, volumes: Tensor) -> Seen:
+        """``(B, 1, D, H, W)`` -> all that is seen, in one pass."""
+        detail = self._look_closely(volumes)
+        return Seen(self(volumes, detail), detail)  # a call, for the hooks with which ZeRO-3 gathers the class token
+
+    def forward(self, volumes: Tensor, detail: Tensor | None = None) -> Tensor:
+        """``(B, 1, D, H, W) -> (B, N (+1), C)``: normed tokens, the class token first where there is one.
+
+        ``detail`` ``(B, F, D, H, W)`` is what `look` found already.
+        """
+        if detail is None:
+            detail = self._look_closely(volumes)
+        normed: Tensor = self.norm(self._layers(volumes, detail)[-1])
+        return normed
+
+    def patches(self, volumes: Tensor) -> Tensor:
+        """``(B, 1, D, H, W) -> (B, N, C)``: normed patch tokens without the class token."""
+        return self.without_cls(self(volumes))
+
+    def without_cls(self, tokens: Tensor) -> Tensor:
+        """The patch tokens of ``(B, N (+1), C)``."""
+        return tokens if self.cls_token is None else tokens[:, 1:]
+
+    def _look_closely(self, volumes: Tensor) -> Tensor | None:
+        found: Tensor | None = None if self.detail is None else self.detail(volumes)
+        return found
+
+    def _layers(self, volumes: Tensor, detail: Tensor | None) -> list[Tensor]:
         tokens = self.patch_embedding(volumes)
+        if self.detail_embedding is not None and detail is not None:
+            tokens = tokens + self.detail_embedding(detail)
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         outputs = []
@@ -143,13 +195,3 @@ class ViT3D(nn.Module):
                 tokens = block(tokens)
             outputs.append(tokens)
         return outputs
-
-    def forward(self, volumes: Tensor) -> Tensor:
-        """``(B, 1, D, H, W) -> (B, N (+1), C)``: normed tokens, the class token first where there is one."""
-        normed: Tensor = self.norm(self.layers(volumes)[-1])
-        return normed
-
-    def patches(self, volumes: Tensor) -> Tensor:
-        """``(B, 1, D, H, W) -> (B, N, C)``: normed patch tokens without the class token."""
-        tokens: Tensor = self(volumes)
-        return tokens if self.cls_token is None else tokens[:, 1:]

@@ -8,7 +8,7 @@ Part of m3d-lamed; import through `m3d`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +19,10 @@ from segvol_head.mask_decoder import LowRes, MaskDecoder3D, Mlp
 from segvol_head.prompt_encoder import PromptEncoder3D, Sides
 from segvol_head.prompts import Prompts
 
-if TYPE_CHECKING:
-    from segvol_head.detail import DetailNetwork
-
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What is kept of B volumes: ``tokens (B, C, d, h, w)`` and, where there is a detail path, ``(B, F, D, H, W)``."""
+    """What is kept of B volumes: ``tokens (B, C, d, h, w)`` and, where the head draws with it, ``(B, F, D, H, W)``."""
 
     tokens: Tensor
     detail: Tensor | None = None
@@ -35,9 +32,10 @@ class SegVol(nn.Module):
     """Promptable segmentation of volumes; the parts are given, never built here.
 
     ``image_encoder`` maps ``(B, 1, D, H, W)`` to ``(B, N, C)`` tokens in d-major order; without one, `features`
-    takes tokens from a tower that is shared with somebody else. ``detail`` (ours, not published) adds features of
-    every voxel, computed once per volume, so that the mask can be finer than four times the token grid and a further
-    prompt costs one dot product there.
+    takes tokens from a tower that is shared with somebody else. SegVol draws at four times the token grid and
+    interpolates from there; small structures need more. With ``detail_channels`` (ours, not published) the encoder hands
+    out features of every voxel as well, computed once per volume, and a prompt costs one dot product with them; such an
+    encoder has a ``look`` that gives an object with ``tokens`` and ``detail``.
     """
 
     def __init__(
@@ -47,7 +45,7 @@ class SegVol(nn.Module):
         mask_decoder: MaskDecoder3D,
         *,
         image_size: Sides,
-        detail: DetailNetwork | None = None,
+        detail_channels: int = 0,
     ) -> None:
         super().__init__()
         if tuple(image_size) != tuple(prompt_encoder.image_size):
@@ -56,14 +54,13 @@ class SegVol(nn.Module):
             )
         self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
         self.image_size = image_size
-        self.detail = detail
-        width = prompt_encoder.width
-        self.detail_hyper = None if detail is None else Mlp(width, width, width, detail.channels + 1)
-        self.detail_align = None if detail is None else nn.Linear(width, detail.channels)
+        self.detail_channels, width = detail_channels, prompt_encoder.width
+        self.detail_hyper = Mlp(width, width, width, detail_channels + 1) if detail_channels else None
+        self.detail_align = nn.Linear(width, detail_channels) if detail_channels else None
 
     def init_weights(self) -> None:
         """Draw the head's weights anew, as SAM does; the image encoder has its own way."""
-        for part in (self.prompt_encoder, self.mask_decoder, self.detail, self.detail_hyper, self.detail_align):
+        for part in (self.prompt_encoder, self.mask_decoder, self.detail_hyper, self.detail_align):
             for module in part.modules() if part is not None else ():
                 reset = getattr(module, "reset_parameters", None)
                 if reset is not None:
@@ -74,10 +71,14 @@ class SegVol(nn.Module):
         self._check_volumes(volumes)
         if self.image_encoder is None:
             raise ValueError("this SegVol has no image encoder of its own; give its shared tokens to `features`")
-        return self.features(self.image_encoder(volumes), volumes)
+        if not self.detail_channels:
+            return self.features(self.image_encoder(volumes))
+        look: Any = self.image_encoder.look
+        seen = look(volumes)
+        return self.features(seen.tokens, seen.detail)
 
-    def features(self, tokens: Tensor, volumes: Tensor | None = None) -> ImageFeatures:
-        """Features from patch tokens ``(B, N, C)`` of any tower, and the volumes, which a detail path needs."""
+    def features(self, tokens: Tensor, detail: Tensor | None = None) -> ImageFeatures:
+        """Features from patch tokens ``(B, N, C)`` of any tower and, where the head draws with it, its detail."""
         d, h, w = self.prompt_encoder.grid
         expected = (d * h * w, self.prompt_encoder.width)
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != expected:
@@ -86,12 +87,13 @@ class SegVol(nn.Module):
                 f"got {tuple(tokens.shape)}; was a class token left in?"
             )
         grid = rearrange(tokens, "b (d h w) c -> b c d h w", d=d, h=h, w=w)
-        if self.detail is None:
+        if not self.detail_channels:
             return ImageFeatures(grid)
-        if volumes is None:
-            raise ValueError("this SegVol has a detail path: `features` needs the volumes too")
-        self._check_volumes(volumes)
-        return ImageFeatures(grid, self.detail(volumes))
+        voxels = (len(tokens), self.detail_channels, *self.image_size)
+        if detail is None or tuple(detail.shape) != voxels:
+            got = "none" if detail is None else tuple(detail.shape)
+            raise ValueError(f"this SegVol draws with features of every voxel, {voxels}; got {got}")
+        return ImageFeatures(grid, detail)
 
     def low_res(
         self, features: ImageFeatures, prompts: Prompts, image_index: Tensor | None = None, *, all_masks: bool = False
@@ -120,7 +122,7 @@ class SegVol(nn.Module):
         if self.detail_hyper is None:
             return logits
         if features.detail is None:
-            raise ValueError("this SegVol has a detail path, these features have none; make them with `encode`")
+            raise ValueError("this SegVol draws with features of every voxel, these have none; make them with `encode`")
         pens: Tensor = self.detail_hyper(low_res.mask_tokens)
         weights, bias = pens[..., :-1], pens[..., -1]
         if self.detail_align is not None and prompts.text is not None:  # the decoder's text alignment, for detail

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-POOLING = ("spatial", "sequence")
+POOLING = ("spatial", "stacked", "sequence")
 PROJECTORS = ("mlp", "linear")
 
 
@@ -20,7 +20,11 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 class M3DVisionConfig(PreTrainedConfig):
-    """A 3D ViT: sizes are (D, H, W) in voxels of the prepared grid."""
+    """A 3D ViT: sizes are (D, H, W) in voxels of the prepared grid.
+
+    ``detail_channels`` > 0 adds features of every voxel, which the patches read and the mask head draws with; the
+    network that makes them is ``detail_filters`` wide (`encoders.detail`). Published weights have none.
+    """
 
     model_type = "m3d_vision"
     base_config_key = "vision_config"
@@ -33,6 +37,8 @@ class M3DVisionConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     cls_token: bool = True
+    detail_channels: int = 0
+    detail_filters: int = 8
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Fill in the published sizes and refuse those that cannot be."""
@@ -59,7 +65,7 @@ class M3DSegConfig(PreTrainedConfig):
     ``coordinates="published"`` keeps the reference's swapped axes for its weights; ``grid`` is right, for new training.
     ``upscale_norm="volume"`` is the published LayerNorm over channels and space; ``channel`` fits any grid.
     ``mask_prompt`` adds the previous-mask prompt, which the published weights never learned.
-    ``detail_channels`` > 0 adds a convolutional feature map at full grid resolution, computed once a volume.
+    Where the encoder that it looks through has detail, the head draws with it.
     """
 
     model_type = "m3d_seg"
@@ -75,8 +81,6 @@ class M3DSegConfig(PreTrainedConfig):
     coordinates: Literal["published", "grid"] = "published"
     upscale_norm: Literal["volume", "channel"] = "volume"
     mask_prompt: bool = False
-    detail_channels: int = 0
-    detail_filters: int = 8
     projector_dropout: float = 0.1
     merge: Literal["each", "mean"] = "each"
 
@@ -126,7 +130,7 @@ class M3DConfig(PreTrainedConfig):
         _one_of("projector", self.projector, PROJECTORS)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         grid = self.vision.grid
-        if self.pooling == "spatial" and any(side % self.pool_size for side in grid):
+        if self.pooling != "sequence" and any(side % self.pool_size for side in grid):
             raise ValueError(f"pool_size={self.pool_size} must divide every side of the patch grid {grid}")
 
     @property

@@ -29,11 +29,10 @@ from transformers.utils.generic import ModelOutput
 from encoders.vit3d import PatchEmbedding, ViT3D
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
 from m3d.models.packed_mask import for_attention
-from m3d.models.perceiver import PERCEIVERS, projection
+from m3d.models.perceiver import build_perceiver
 from m3d.models.seg_token import SegTokens, find_seg_tokens, mean_per_row, seg_states
 from m3d.models.splice import places_before, splice
 from segvol_head import ImageFeatures, MaskDecoder3D, PromptEncoder3D, Prompts, SegVol
-from segvol_head.detail import detail_network
 from segvol_head.prompt_encoder import RandomFourierPosition
 
 OUTSIDE_LOGIT = -6.0
@@ -53,6 +52,8 @@ def build_vision_tower(config: M3DVisionConfig) -> ViT3D:
         num_layers=config.num_hidden_layers,
         num_heads=config.num_attention_heads,
         cls_token=config.cls_token,
+        detail_channels=config.detail_channels,
+        detail_filters=config.detail_filters,
     )
 
 
@@ -81,7 +82,7 @@ def build_seg_head(config: M3DSegConfig, shared: M3DVisionConfig) -> SegVol:
             upscale_norm=config.upscale_norm,
         ),
         image_size=image_size,
-        detail=detail_network(config.detail_channels, config.detail_filters) if config.detail_channels else None,
+        detail_channels=vision.detail_channels,
     )
 
 
@@ -114,14 +115,18 @@ class M3DOutput(ModelOutput):
     volume_features: M3DVolumeFeatures | None = None
 
 
-def _keep_own_init(head: SegVol, projector: nn.Sequential) -> None:
+def _keep_own_init(*parts: nn.Module | None) -> None:
     """Mark layers for `_init_as_torch_does`: transformers asks about each layer alone, without its place."""
+    for layer in (layer for part in parts if part is not None for layer in part.modules()):
+        setattr(layer, OWN_INIT, True)
+
+
+def _keep_own_head(head: SegVol, projector: nn.Sequential) -> None:
+    _keep_own_init(projector, head.prompt_encoder, head.mask_decoder, head.detail_hyper, head.detail_align)
     for layer in projector:
-        setattr(layer, OWN_INIT, True)
         setattr(layer, UNIT_GAIN, True)
-    own = (head.prompt_encoder, head.mask_decoder, head.detail, head.detail_hyper, head.detail_align)
-    for layer in (layer for part in own if part is not None for layer in part.modules()):
-        setattr(layer, OWN_INIT, True)
+    if isinstance(head.image_encoder, ViT3D):
+        _keep_own_init(head.image_encoder.detail, head.image_encoder.detail_embedding)
     if head.detail_hyper is not None:
         setattr(head.detail_hyper.layers[-1], OUTSIDE_BIAS, True)
 
@@ -186,10 +191,9 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         vision, text, seg = config.vision, config.text, config.seg
         width = text.hidden_size
         self.vision_tower = build_vision_tower(vision)
-        self.perceiver = PERCEIVERS[config.pooling](
-            vision.grid,
-            config.pool_size,
-            projection(config.projector, config.projector_depth, vision.hidden_size, width),
+        projector = config.projector, config.projector_depth
+        self.perceiver = build_perceiver(
+            config.pooling, vision.grid, config.pool_size, projector, vision.hidden_size, width
         )
         self.language_model = AutoModelForCausalLM.from_config(text)
         self.seg_head: SegVol | None = None
@@ -201,7 +205,8 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
             self.seg_projector = nn.Sequential(
                 nn.Linear(width, width), nn.ReLU(), nn.Linear(width, seg_width), nn.Dropout(seg.projector_dropout)
             )
-            _keep_own_init(self.seg_head, self.seg_projector)
+            _keep_own_head(self.seg_head, self.seg_projector)
+        _keep_own_init(self.vision_tower.detail, self.vision_tower.detail_embedding)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -227,13 +232,13 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
     def get_image_features(self, pixel_values: Tensor, **_: Any) -> M3DVolumeFeatures:  # noqa: ANN401
         """Look at volumes once: ``(V, 1, D, H, W)`` in [0, 1] -> features for the language model and the mask head."""
         pixel_values = pixel_values.to(self.vision_tower.norm.weight.dtype)
-        states = self.vision_tower(pixel_values)
-        patches = states if self.vision_tower.cls_token is None else states[:, 1:]
-        features = M3DVolumeFeatures(last_hidden_state=states, pooler_output=self.perceiver(patches))
+        all_seen = self.vision_tower.look(pixel_values)
+        patches = self.vision_tower.without_cls(all_seen.tokens)
+        features = M3DVolumeFeatures(last_hidden_state=all_seen.tokens, pooler_output=self.perceiver(patches))
         if self.seg_head is None:
             return features
         shared = self.seg_head.image_encoder is None
-        seen = self.seg_head.features(patches, pixel_values) if shared else self.seg_head.encode(pixel_values)
+        seen = self.seg_head.features(patches, all_seen.detail) if shared else self.seg_head.encode(pixel_values)
         features.seg_tokens, features.seg_detail = seen.tokens, seen.detail
         return features
 

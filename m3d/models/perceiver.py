@@ -8,7 +8,7 @@ Neighbouring patches are averaged in 3D (or runs of tokens, ``sequence``) and on
 
 import itertools
 
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor, nn
 
 
@@ -40,6 +40,16 @@ class SpatialPoolingPerceiver(nn.Module):
         return projected
 
 
+class StackingPerceiver(SpatialPoolingPerceiver):
+    """Neighbouring patches side by side in one wide token, so that none of them is blurred; ours."""
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """``(B, N, C) -> (B, K, pool_size^3 C)``: each block of ``pool_size`` cubed patches in a row."""
+        d, h, w = (side // self.pool_size for side in self.grid)
+        p = self.pool_size
+        return rearrange(tokens, "b (d p h q w r) c -> b (d h w) (p q r c)", d=d, h=h, w=w, p=p, q=p, r=p)
+
+
 class SequencePoolingPerceiver(SpatialPoolingPerceiver):
     """The paper's ablation: pool runs of consecutive tokens, blind to where they are."""
 
@@ -48,4 +58,18 @@ class SequencePoolingPerceiver(SpatialPoolingPerceiver):
         return reduce(tokens, "b (k p) c -> b k c", "mean", p=self.pool_size**3)
 
 
-PERCEIVERS = {"spatial": SpatialPoolingPerceiver, "sequence": SequencePoolingPerceiver}
+PERCEIVERS = {"spatial": SpatialPoolingPerceiver, "stacked": StackingPerceiver, "sequence": SequencePoolingPerceiver}
+
+
+def build_perceiver(
+    pooling: str,
+    grid: tuple[int, int, int],
+    pool_size: int,
+    projector: tuple[str, int],
+    width: int,
+    language_width: int,
+) -> SpatialPoolingPerceiver:
+    """The perceiver of that ``pooling``; ``projector`` is its kind and depth."""
+    kind, depth = projector
+    entering = width * pool_size**3 if pooling == "stacked" else width
+    return PERCEIVERS[pooling](grid, pool_size, projection(kind, depth, entering, language_width))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from encoders.vit3d import ViT3D
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
 from m3d.models.modeling import M3DForConditionalGeneration
 from segvol_head import ImageFeatures, Prompts
@@ -72,15 +73,21 @@ class PromptedSegVol(nn.Module):
         """What the weights are made of."""
         return next(self.seg_projector.parameters()).dtype
 
+    @property
+    def tower(self) -> ViT3D:
+        """What it looks through: the shared tower, or the head's own encoder."""
+        tower = self.seg_head.image_encoder if self.vision_tower is None else self.vision_tower
+        assert isinstance(tower, ViT3D)
+        return tower
+
     def tokens(self, pixel_values: Tensor) -> Tensor:
         """The patch tokens that the head looks at: ``(V, 1, D, H, W) -> (V, N, C)``."""
-        tower: Any = self.seg_head.image_encoder if self.vision_tower is None else self.vision_tower
-        seen: Tensor = tower.patches(pixel_values.to(self.dtype))
-        return seen
+        return self.tower.patches(pixel_values.to(self.dtype))
 
     def look(self, pixel_values: Tensor) -> ImageFeatures:
         """Look at volumes, once for all that is asked about them."""
-        return self.seg_head.features(self.tokens(pixel_values), pixel_values.to(self.dtype))
+        seen = self.tower.look(pixel_values.to(self.dtype))
+        return self.seg_head.features(self.tower.without_cls(seen.tokens), seen.detail)
 
     def draw(
         self,

@@ -25,18 +25,24 @@ from m3d.recipes.handover import load_model
 log = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16"]
+Pooling = Literal["spatial", "stacked", "sequence"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSizes:
-    """A 3D ViT; as published (paper, section 4.1) unless told otherwise. Its grid is that of the stores."""
+    """A 3D ViT; as published (paper, section 4.1) unless told otherwise. Its grid is that of the stores.
+
+    ``detail_channels`` > 0 adds features of every voxel, ``detail_filters`` wide (`encoders.detail`).
+    """
 
     width: int = 768
     layers: int = 12
     heads: int = 12
     patch: tuple[int, int, int] = (4, 16, 16)
     cls_token: bool = True
+    detail_channels: int = 0
+    detail_filters: int = 8
 
     def config(self, grid: tuple[int, ...]) -> M3DVisionConfig:
         """The config of a tower that sees volumes of ``grid`` voxels."""
@@ -48,15 +54,14 @@ class VisionSizes:
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             cls_token=self.cls_token,
+            detail_channels=self.detail_channels,
+            detail_filters=self.detail_filters,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSizes:
-    """A SegVol head for new training; ``own_encoder`` as published, else it shares the vision tower's tokens.
-
-    ``detail_channels`` > 0 adds the path at full resolution, ``detail_filters`` wide (`segvol_head.detail`).
-    """
+    """A SegVol head for new training; ``own_encoder`` as published, else it shares the vision tower's tokens."""
 
     own_encoder: bool = True
     decoder_depth: int = 2
@@ -64,8 +69,6 @@ class HeadSizes:
     decoder_mlp: int = 2048
     iou_hidden: int = 256
     mask_prompt: bool = True
-    detail_channels: int = 0
-    detail_filters: int = 8
     projector_dropout: float = 0.1
 
     def config(self, vision: M3DVisionConfig) -> M3DSegConfig:
@@ -81,8 +84,6 @@ class HeadSizes:
             coordinates="grid",
             upscale_norm="channel",
             mask_prompt=self.mask_prompt,
-            detail_channels=self.detail_channels,
-            detail_filters=self.detail_filters,
             projector_dropout=self.projector_dropout,
         )
 
@@ -99,6 +100,7 @@ class Init:
         vision: Sizes of a tower from nothing.
         head: Sizes of a head from nothing; without it and ``segvol`` the model only talks.
         pool: Side of the blocks of patches that become one token of the language model.
+        pooling: Whether a block is averaged ("spatial", published), or stacked in one wide token.
         dtype: Of the language model's weights; what learns in full should be float32.
     """
 
@@ -109,6 +111,7 @@ class Init:
     vision: VisionSizes | None = None
     head: HeadSizes | None = None
     pool: int = 2
+    pooling: Pooling = "spatial"
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
@@ -160,7 +163,12 @@ def build(init: Init, preprocess: Preprocess) -> Built:
     ids = teach_tokens(language_model, tokenizer)
     vision, seg = part_configs(init, preprocess)
     config = M3DConfig(
-        vision_config=vision, text_config=language_model.config, seg_config=seg, pool_size=init.pool, **ids
+        vision_config=vision,
+        text_config=language_model.config,
+        seg_config=seg,
+        pool_size=init.pool,
+        pooling=init.pooling,
+        **ids,
     )
     model = around(config, language_model)
     notes = dict(fill(model, init))

@@ -65,6 +65,7 @@ class Outline:
             text_config=text,
             seg_config=self.head(init, vision),
             pool_size=init.pool,
+            pooling=init.pooling,
             **_taught(text, init.language_model),
         )
 
@@ -89,8 +90,8 @@ class Outline:
                 return head.vision
         return self.tower(init.vision_tower, init.vision, "init.vision_tower")
 
-    def tower(self, folder: str | None, sizes: Any, where: str = "init") -> M3DVisionConfig:  # noqa: ANN401
-        """A vision tower from a folder, or from sizes, which each recipe has of its own kind."""
+    def tower(self, folder: str | None, sizes: VisionSizes | None, where: str = "init") -> M3DVisionConfig:
+        """A vision tower from a folder, or from sizes."""
         if folder is not None:
             found = _folder(folder)
             if found is not None:
@@ -98,9 +99,7 @@ class Outline:
                     json.loads((found / "config.json").read_text(encoding="utf-8"))["vision_config"]
                 )
             sizes = self._maker(folder, where).vision
-        sizes = sizes or VisionSizes()
-        config: M3DVisionConfig = sizes.over(self.grid) if hasattr(sizes, "over") else sizes.config(self.grid)
-        return config
+        return (sizes or VisionSizes()).config(self.grid)
 
     def text_tower(self, text: TextTowerConfig) -> PreTrainedConfig:
         """The config of a text tower."""

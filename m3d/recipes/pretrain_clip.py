@@ -24,6 +24,7 @@ from encoders.clip import Pooling
 from m3d.models.clip import M3DCLIPConfig, Pair, build_pair, load_pair, save_pair, vision_tower_of
 from m3d.models.config import M3DVisionConfig
 from m3d.models.weights import put
+from m3d.recipes.build import VisionSizes
 from m3d.recipes.checkpoints import begin_manifest, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.preflight import check_stores
 from m3d.train import engines
@@ -70,29 +71,6 @@ class PairsConfig:
                 raise ValueError(f"data.{name} is empty; name at least one")
         if self.most_judged < 2:
             raise ValueError(f"data.most_judged={self.most_judged} must be 2 or more: one text is found by anyone")
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionSizes:
-    """The 3D ViT over the stores' grid; the defaults are published (section 4.1; REFERENCE A1.1)."""
-
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp: int = 3072
-    patch: tuple[int, int, int] = (4, 16, 16)
-
-    def over(self, grid: tuple[int, int, int]) -> M3DVisionConfig:
-        """The ViT as a checkpoint describes it."""
-        return M3DVisionConfig(
-            image_size=list(grid),
-            patch_size=list(self.patch),
-            hidden_size=self.width,
-            intermediate_size=self.mlp,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            cls_token=True,
-        )
 
 
 def published_optim() -> OptimConfig:
@@ -164,7 +142,7 @@ def vision_of(config: Config, grid: tuple[int, int, int]) -> tuple[M3DVisionConf
         ValueError: The checkpoint is of another grid.
     """
     if config.init is None:
-        return (config.vision or VisionSizes()).over(grid), None
+        return (config.vision or VisionSizes()).config(grid), None
     found, state = vision_tower_of(model_folder(config.init))
     if tuple(found.image_size or ()) != grid:
         raise ValueError(f"{config.init} sees {found.image_size} voxels, the stores hold {list(grid)}; prepare them so")

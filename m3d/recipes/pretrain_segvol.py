@@ -120,10 +120,9 @@ def build(config: Config, preprocess: Preprocess, text_width: int) -> PromptedSe
     )
     model = PromptedSegVol(described)
     if state is not None:
-        tower: Any = model.seg_head.image_encoder if model.vision_tower is None else model.vision_tower
-        if tower.cls_token is None:  # an encoder of the head's own has none, as published
+        if model.tower.cls_token is None:  # an encoder of the head's own has none, as published
             state.pop("cls_token", None)
-        put(tower, state, f"{config.vision_tower}: vision_tower")
+        put(model.tower, state, f"{config.vision_tower}: vision_tower")
     model.seg_head.mask_decoder.iou_prediction_head.requires_grad_(False)  # no loss reaches it
     return model
 

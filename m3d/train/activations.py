@@ -109,9 +109,18 @@ def stacked(layers: int, kept: int, entering: int, tokens: int, *, checkpointing
 
 
 def vision(config: M3DVisionConfig, work: Work) -> int:
-    """Bytes of a ViT that learns; a frozen one keeps nothing, for no gradient goes through it."""
+    """Bytes of a tower that learns; a frozen one keeps nothing, for no gradient goes through it."""
     tokens = work.volumes * (math.prod(config.grid) + int(config.cls_token))
-    return encoder(Sizes.of(config), tokens, work)
+    return encoder(Sizes.of(config), tokens, work) + detail(config, work)
+
+
+def detail(config: M3DVisionConfig, work: Work) -> int:
+    """Bytes of the features of every voxel: a SegResNet, and what the patches read of its output."""
+    if not config.detail_channels:
+        return 0
+    assert config.image_size is not None
+    voxels = work.volumes * math.prod(config.image_size)
+    return voxels * work.computed * (16 * config.detail_filters + 5 * config.detail_channels)
 
 
 def encoder(sizes: Sizes, tokens: int, work: Work) -> int:
@@ -135,11 +144,12 @@ def logits(text: PreTrainedConfig, work: Work) -> int:
 def perceiver(config: M3DConfig, work: Work) -> int:
     """Bytes of the projection of the pooled tokens: what enters each linear layer and each GELU."""
     width, inside = config.vision.hidden_size, Sizes.of(config.text).width
+    width *= config.pool_size**3 if config.pooling == "stacked" else 1
     return work.volumes * config.num_image_tokens * work.computed * (width + 2 * inside * (config.projector_depth - 1))
 
 
 def mask_head(config: M3DConfig, work: Work) -> int:
-    """Bytes of drawing: per mask the two-way decoder, two upscalings and the losses; per volume the detail path."""
+    """Bytes of drawing, for each mask: the two-way decoder, two upscalings, the losses."""
     seg = config.seg
     if seg is None:
         return 0
@@ -150,5 +160,4 @@ def mask_head(config: M3DConfig, work: Work) -> int:
     decoder = seg.decoder_depth * block + 3 * c
     upscaling = 21 * c + 2 * r  # norm, two GELUs and two convolutions at 8 and 64 times the tokens
     per_mask = tokens * grid.hidden_size * (decoder + upscaling) + voxels * 5 * 4
-    per_volume = voxels * c * (16 * seg.detail_filters + seg.detail_channels) if seg.detail_channels else 0
-    return work.masks * per_mask + work.volumes * per_volume
+    return work.masks * per_mask
