@@ -78,7 +78,8 @@ def build(sizes: Sizes, tokenizer: PreTrainedTokenizerBase, device: torch.device
     width, layers, heads = sizes.vision
     vision = M3DVisionConfig(
         image_size=list(sizes.grid), patch_size=list(sizes.patch), hidden_size=width, intermediate_size=4 * width,
-        num_hidden_layers=layers, num_attention_heads=heads,
+        num_hidden_layers=layers, num_attention_heads=heads, detail_channels=sizes.detail,
+        detail_filters=max(sizes.detail, 8),
     )  # fmt: skip
     hidden, depth, language_heads, mlp = sizes.language
     text = LlamaConfig(
@@ -87,7 +88,7 @@ def build(sizes: Sizes, tokenizer: PreTrainedTokenizerBase, device: torch.device
     )  # fmt: skip
     seg = M3DSegConfig(
         decoder_heads=sizes.decoder_heads, num_masks=1, coordinates="grid", upscale_norm="channel", mask_prompt=True,
-        detail_channels=sizes.detail, detail_filters=max(sizes.detail, 8), projector_dropout=0.0,
+        projector_dropout=0.0,
     )  # fmt: skip
     named = {"image": IMAGE_TOKEN, "box_start": BOX_START, "box_end": BOX_END, "seg": SEG_TOKEN}
     ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in named.items()}

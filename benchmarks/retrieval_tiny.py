@@ -1,85 +1,136 @@
 """How well an M3D-CLIP finds each scan's text among others', and each text's scan, beside chance.
 
-    python benchmarks/retrieval_tiny.py CLIP_FOLDER STORE [STORE ...] [--split validation] [--task retrieval]
+    python benchmarks/retrieval_tiny.py --clip runs/tiny/clip/model STORE [STORE ...] [--split validation]
 
-Every store is a pool of its own: in a mixed one, telling patients from phantoms would pass for finding a scan. Of n
-scans, chance finds 5/n within five, and no model can do better than n/5 times that: read R@5 beside both. Intervals are
-of 95 %, from a bootstrap over scans. Writes ``benchmarks/results/retrieval_tiny.json`` and prints the table.
+Every data set of every store is a pool of its own: in a mixed one, telling patients from phantoms would pass for
+finding a scan. Of n scans, chance finds 5/n within five, and no model can do better than n/5 times that: read R@5
+beside both. Ties count against the model. Intervals are of 95 %, from a bootstrap over scans. Writes
+``benchmarks/results/retrieval_tiny.json`` and prints the table.
 """
 
 import argparse
 import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import m3d  # noqa: F401  # isort: skip  # puts the torchvision remedy in place before transformers is imported
 import numpy as np
+import numpy.typing as npt
 import torch
+from scoring import RESAMPLES, SEED, interval, resampled
+from torch import Tensor
+from tqdm import tqdm
 
 from data_prep.atomic import atomic_path
-from m3d.models.clip import load_pair
+from m3d.models.clip import Pair, load_pair
 from m3d.recipes.checkpoints import fingerprint, model_folder
 from m3d.recipes.pretrain_clip import embed
-from m3d.train.cases import stored
+from m3d.train.cases import TrainingCase, stored
 from m3d.train.contrastive import partner_ranks
 from m3d.train.pairs import PairCollator, paired
 
 RESULT = Path(__file__).parent / "results" / "retrieval_tiny.json"
-DRAWS = 2000
+WITHIN = (1, 5, 10)
+WAYS = ("volume_to_text", "text_to_volume")
 
 
-def recall(ranks: np.ndarray, k: int) -> dict[str, float]:
-    """R@k with its interval, and as a multiple of chance."""
-    hits, n = ranks <= k, len(ranks)
-    drawn = np.random.default_rng(0).choice(hits, (DRAWS, n)).mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    chance = min(1.0, k / n)
-    return {
-        "value": float(hits.mean()),
-        "low": float(low),
-        "high": float(high),
-        "chance": chance,
-        "times_chance": float(hits.mean() / chance),
-    }
+def measured(hits: npt.NDArray[np.float64], chance: float) -> dict[str, float | None]:
+    """A mean over scans with its interval, chance, and how many times chance it is."""
+    draws = resampled(len(hits)) @ hits / len(hits)
+    value = float(hits.mean())
+    return {"value": value, **interval(draws), "chance": chance, "times_chance": value / chance}
 
 
-def examine(folder: Path, root: Path, split: str, task: str) -> dict[str, Any]:
-    """Both directions over one store's split."""
-    pair = load_pair(folder)
-    cases = paired(stored(root, split, preprocess=pair.preprocess), (task,), str(root))
-    volumes, texts, spread = embed(pair.model, PairCollator(pair.tokenizer), cases, task)
-    similarity = volumes @ texts.T
-    found: dict[str, Any] = {"n": len(cases), "token_spread": spread}
-    for name, rows in (("volume_to_text", similarity), ("text_to_volume", similarity.T)):
-        ranks = partner_ranks(rows).numpy()
-        found[name] = {f"R@{k}": recall(ranks, k) for k in (1, 5, 10)}
-        found[name] |= {"mean_rank": float(ranks.mean()), "median_rank": float(np.median(ranks))}
+def scores(similarity: Tensor) -> dict[str, Any]:
+    """R@k, MRR and ranks of both directions; text i is volume i's: ``(n, n)``, rows are volumes."""
+    n = len(similarity)
+    harmonic = sum(1 / rank for rank in range(1, n + 1)) / n
+    found: dict[str, Any] = {"n": n}
+    for way, rows in zip(WAYS, (similarity, similarity.T), strict=True):
+        ranks = partner_ranks(rows).double().numpy()
+        found[way] = {f"R@{k}": measured((ranks <= k).astype(float), min(1.0, k / n)) for k in WITHIN}
+        found[way] |= {"MRR": measured(1 / ranks, harmonic)}
+        found[way] |= {"mean_rank": float(ranks.mean()), "median_rank": float(np.median(ranks))}
     return found
+
+
+def pools_of(stores: Sequence[Path], split: str, task: str, pair: Pair) -> dict[str, list[TrainingCase]]:
+    """The scans with a text, by store and data set; a store of one data set has its own name.
+
+    Raises:
+        ValueError: Two stores have one name, or a pool has a single scan, which anyone finds.
+    """
+    pools: dict[str, list[TrainingCase]] = {}
+    for root in stores:
+        by_dataset: dict[str, list[TrainingCase]] = defaultdict(list)
+        for case in paired(stored(root, split, preprocess=pair.preprocess), (task,), str(root)):
+            by_dataset[case.image.dataset].append(case)
+        for dataset, cases in by_dataset.items():
+            name = root.name if len(by_dataset) == 1 else f"{root.name}/{dataset}"
+            if name in pools:
+                raise ValueError(f"two stores are called {name}: rename one, the result could not tell them apart")
+            if len(cases) < 2:
+                raise ValueError(f"{root}: one scan of {dataset} in split {split}; anyone finds it")
+            pools[name] = cases
+    return pools
+
+
+def examine(pair: Pair, cases: Sequence[TrainingCase], task: str) -> dict[str, Any]:
+    """Both directions over a pool."""
+    volumes, texts, spread = embed(pair.model, PairCollator(pair.tokenizer), cases, task)
+    return {**scores(volumes @ texts.T), "token_spread": spread}
+
+
+def table(pools: Mapping[str, Mapping[str, Any]]) -> str:
+    """The pools as Markdown."""
+    names = [*(f"R@{k}" for k in WITHIN), "MRR"]
+    lines = [
+        f"| pool | n | direction | {' | '.join(names)} | R@5 / chance | median rank |",
+        "|---" * (len(names) + 5) + "|",
+    ]
+    for pool, found in pools.items():
+        for way in WAYS:
+            row = found[way]
+            cells = [f"{row[name]['value']:.2f} ({row[name]['low']:.2f} to {row[name]['high']:.2f})" for name in names]
+            times = f"{row['R@5']['times_chance']:.1f} (at most {1 / row['R@5']['chance']:.1f})"
+            told = f"| {pool} | {found['n']} | {way.replace('_', ' ')} | {' | '.join(cells)} | {times} "
+            lines.append(f"{told}| {row['median_rank']:g} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     """Measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("stores", type=Path, nargs="+")
+    parser.add_argument(
+        "stores", type=Path, nargs="*", help="each a pool: OpenKBP, phantoms that were not learned from"
+    )
+    parser.add_argument("--clip", type=Path, help="a folder of pretrain_clip")
     parser.add_argument("--split", default="validation")
     parser.add_argument("--task", default="retrieval")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
+    if given.clip is None or not given.stores:
+        print("give --clip FOLDER and the stores to search in; nothing measured")
+        return
     torch.set_flush_denormal(True)
-    folder = model_folder(given.folder)
-    pools = {root.name: examine(folder, root, given.split, given.task) for root in given.stores}
-    facts = {"model": fingerprint(folder), "split": given.split, "task": given.task, "bootstrap": DRAWS, "pools": pools}
+    folder = model_folder(given.clip)
+    pair = load_pair(folder)
+    pools = pools_of(given.stores, given.split, given.task, pair)
+    found = {name: examine(pair, cases, given.task) for name, cases in tqdm(pools.items(), unit="pool")}
+    result = {
+        "command": "python benchmarks/retrieval_tiny.py",
+        "model": fingerprint(folder),
+        "split": given.split,
+        "task": given.task,
+        "bootstrap": {"over": "scans", "resamples": RESAMPLES, "seed": SEED, "interval": 0.95},
+        "pools": found,
+    }
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(given.out) as temporary:
-        temporary.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    print("| pool | n | direction | R@1 | R@5 (95 % CI) | times chance | median rank |\n|---|---|---|---|---|---|---|")
-    for name, pool in pools.items():
-        for way in ("volume_to_text", "text_to_volume"):
-            row = pool[way]
-            five = row["R@5"]
-            print(
-                f"| {name} | {pool['n']} | {way.replace('_', ' ')} | {row['R@1']['value']:.2f} | {five['value']:.2f} "
-                f"({five['low']:.2f}-{five['high']:.2f}) | {five['times_chance']:.1f} | {row['median_rank']:g} |"
-            )
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    print(table(found))
 
 
 if __name__ == "__main__":

@@ -1,43 +1,249 @@
 """Write the stored results into the documents, so that no number there is typed by hand.
 
 python benchmarks/write_tables.py          # rewrites the marked blocks of README.md, MODEL_CARD.md and docs/
+
+What has not been measured is left out, and the text says so.
 """
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 HOME = Path(__file__).parents[1]
 RESULTS = HOME / "benchmarks" / "results"
 DOCUMENTS = (HOME / "README.md", HOME / "MODEL_CARD.md", HOME / "docs" / "data.md", HOME / "docs" / "training.md")
-TITLES = {"dice": "Dice", "iou": "box IoU", "vqa": "closed VQA accuracy"}
+MODELS = ("m3d-tiny", "m3d-smol")  # the first one is what the targets and the blind twin are of
+REFERENCE = "segresnet_reference.json"
+SUMMARY: tuple[tuple[str, str, float | None], ...] = (  # what it is, its metric, and what it should reach
+    ("Dice by name, mean of five structures", "dice/five", 0.60),
+    ("Dice by name, mandible", "dice/mandible", 0.65),
+    ("Dice by name, all structures", "dice/mean", None),
+    ("surface Dice at 3 mm by name, five", "nsd/five", None),
+    ("Dice by one click, five", "click/five", None),
+    ("Dice by a box, five", "box/five", None),
+    ("Dice by name and click, five", "name+click/five", None),
+    ("Dice by name and box, five", "name+box/five", None),
+    ("box IoU, all structures", "iou/mean", 0.35),
+    ("closed VQA, accuracy", "vqa/mean", None),
+    ("closed VQA, gain over the blind twin", "vqa/gain", 0.20),
+    ("open VQA, exact answers", "open/mean", None),
+    ("open VQA, numbers within 20 %", "within20/mean", None),
+    ("open VQA, median relative error of numbers", "error/median", None),
+    ("naming what is in a box", "reg/mean", None),
+    ("report, share of the true facts that it says", "report/recall", None),
+    ("report, share of what it says that is true", "report/precision", None),
+)
+TIMES_CHANCE = 4.0  # what retrieval should reach
+WAYS = {"volume_to_text": "scan to text", "text_to_volume": "text to scan"}
+Metrics = Mapping[str, Mapping[str, Any]]
+
+
+def read(name: str) -> dict[str, Any]:
+    """A result.
+
+    Raises:
+        FileNotFoundError: It has not been measured.
+    """
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
+def there(name: str) -> dict[str, Any] | None:
+    """A result, None where it has not been measured."""
+    return read(name) if (RESULTS / name).is_file() else None
+
+
+def accuracies() -> dict[str, dict[str, Any]]:
+    """The results of all models that have been measured.
+
+    Raises:
+        FileNotFoundError: None has.
+    """
+    found = {model: result for model in MODELS if (result := there(f"accuracy_{model}.json")) is not None}
+    return found or {MODELS[0]: read(f"accuracy_{MODELS[0]}.json")}
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+
+
+def cell(row: Mapping[str, Any] | None, key: str = "value") -> str:
+    """A value with its interval: ``0.62 (0.55 to 0.68)``; ``-`` where it was not measured."""
+    if row is None or row.get(key) is None:
+        return "-"
+    prefix = "" if key == "value" else f"{key}_"
+    low, high = row.get(f"{prefix}low"), row.get(f"{prefix}high")
+    spread = "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
+    return f"{row[key]:.2f}{spread}"
+
+
+def target(value: float | None, wanted: float | None, form: str = "{:.2f}") -> str:
+    """What should be reached, and whether it is."""
+    if wanted is None:
+        return ""
+    said = form.format(wanted)
+    return said if value is None else f"{said}, {'reached' if value >= wanted else 'not reached'}"
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+# -- the models -------------------------------------------------------------------------------------------------------
 
 
 def accuracy() -> str:
-    """Dice, box IoU and closed VQA of the bundled model beside its blind twin."""
-    result = json.loads((RESULTS / "tiny_accuracy.json").read_text(encoding="utf-8"))
-    metrics = result["metrics"]
-    lines = ["| | n | model | blind |", "|---|---|---|---|"]
-    for kind, title in TITLES.items():
-        names = [name for name in metrics if name.startswith(f"{kind}/") and not name.endswith(("/mean", "/chance"))]
-        for name in [*names, f"{kind}/mean"]:
-            row, what = metrics[name], name.split("/")[1]
-            bold = "**" if what == "mean" else ""
-            lines.append(f"| {title}, {bold}{what}{bold} | {row['n']} | {row['model']:.2f} | {row['blind']:.2f} |")
-    chance = metrics["vqa/chance"]["model"]
-    return "\n".join(
-        [
-            f"`{result['model']}` on {result['patients']} OpenKBP validation patients "
-            f"(`{result['command']}`); chance in closed VQA is {chance:.2f}.",
-            "",
-            *lines,
-        ]
+    """The summary: models, blind twin, SegResNet and targets beside each other."""
+    results, reference, found = accuracies(), there(REFERENCE), there("retrieval_tiny.json")
+    first = next(iter(results))
+    heads = ["", "n", *results, f"{first}, blind", *(["SegResNet"] if reference else []), "target"]
+    rows = []
+    for title, metric, wanted in SUMMARY:
+        each = [result["metrics"].get(metric) for result in results.values()]
+        own = results[first]["metrics"].get(metric)
+        if not any(each):
+            continue
+        cells = [*map(cell, each), cell(own, "blind")]
+        cells += [cell(reference["metrics"].get(metric))] if reference else []
+        count = next(row["n"] for row in each if row)
+        reached = target(own.get("value") if own and first == MODELS[0] else None, wanted)
+        rows.append([title, str(count), *cells, reached])
+    rows += retrieval_rows(found, len(heads)) if found else []
+    missing = [name for name in MODELS if name not in results]
+    missing += [] if reference else ["SegResNet"]
+    missing += [] if found else ["retrieval"]
+    told = [about(result) for result in results.values()] + ([about_reference(reference)] if reference else [])
+    told += [f"Not measured yet: {', '.join(missing)}."] if missing else []
+    return "\n".join([markdown(heads, rows), "", *told])
+
+
+def retrieval_rows(found: Mapping[str, Any], width: int) -> list[list[str]]:
+    """R@5 of each pool and direction, as rows of the summary; chance stands in the title."""
+    rows = []
+    for pool, scores in found["pools"].items():
+        for way, words in WAYS.items():
+            row = scores[way]["R@5"]
+            title = f"retrieval R@5, {words}, {pool} (chance {row['chance']:.2f})"
+            reached = target(row["times_chance"], TIMES_CHANCE, "{:g} x chance")
+            rows.append([title, str(scores["n"]), cell(row), *[""] * (width - 4), reached])
+    return rows
+
+
+def about(result: Mapping[str, Any]) -> str:
+    """What was measured, on whom, and by which command."""
+    chance = result["metrics"].get("vqa/mean", {}).get("chance")
+    unread = result["metrics"].get("vqa/mean", {}).get("unparsable")
+    closed = f"; chance in closed VQA is {chance:.2f}, {unread:.0%} of its answers choose nothing" if chance else ""
+    return (
+        f"`{result['model']}` ({result['parameters'] / 1e6:.1f} M parameters) on {result['patients']} OpenKBP "
+        f"validation patients, {result['seconds'] / 60:.0f} minutes (`{result['command']}`){closed}."
     )
+
+
+def about_reference(result: Mapping[str, Any]) -> str:
+    """How the SegResNet came to be."""
+    return (
+        f"{result['model']} ({result['parameters'] / 1e6:.1f} M parameters), masks only, trained for "
+        f"{result['seconds'] / 60:.0f} minutes on the same stores (`{result['command']}`): an upper reference."
+    )
+
+
+def structures() -> str:
+    """Masks and boxes of each structure."""
+    reference = there(REFERENCE)
+    parts = []
+    for model, result in accuracies().items():
+        metrics = result["metrics"]
+        names = groups_of(metrics, "dice") or groups_of(metrics, "iou")
+        parts += [
+            f"`{model}`, masks by name; the blind twin sees every voxel zero:",
+            by_name(metrics, reference, names),
+        ]
+        ways = {"click": "one click", "box": "box", "name+click": "name and click", "name+box": "name and box"}
+        if prompted := {way: title for way, title in ways.items() if groups_of(metrics, way)}:
+            cells = [[name, *(cell(metrics.get(f"{way}/{name}")) for way in prompted)] for name in names]
+            parts += [f"`{model}`, Dice by what is pointed at:", markdown(["", *prompted.values()], cells)]
+        if groups_of(metrics, "iou") or groups_of(metrics, "reg"):
+            cells = [[name, *twins(metrics, f"iou/{name}"), *twins(metrics, f"reg/{name}")] for name in names]
+            heads = ["", "box IoU", "blind", "named in its box", "blind"]
+            parts += [f"`{model}`, boxes; a structure can be known by its box's place alone:", markdown(heads, cells)]
+    return "\n\n".join(parts)
+
+
+def by_name(metrics: Metrics, reference: Mapping[str, Any] | None, names: Sequence[str]) -> str:
+    """Dice and surface Dice of each structure, and the SegResNet's."""
+    measures = {"dice": "Dice", "nsd": "surface Dice at 3 mm"}
+    heads = ["", "n", *measures.values(), "Dice, blind"]
+    heads += [f"{title}, SegResNet" for title in measures.values()] if reference else []
+    rows = []
+    for name in names:
+        own = metrics.get(f"dice/{name}")
+        cells = [cell(metrics.get(f"{measure}/{name}")) for measure in measures] + [cell(own, "blind")]
+        cells += [cell(reference["metrics"].get(f"{measure}/{name}")) for measure in measures] if reference else []
+        rows.append([name, str(own["n"]) if own else "-", *cells])
+    return markdown(heads, rows)
+
+
+def twins(metrics: Metrics, metric: str) -> list[str]:
+    """A value and that of the blind twin."""
+    return [cell(metrics.get(metric)), cell(metrics.get(metric), "blind")]
+
+
+def groups_of(metrics: Metrics, measure: str) -> list[str]:
+    """The structures or families of a measure, and what stands for all of them."""
+    names = [name.partition("/")[2] for name in metrics if name.startswith(f"{measure}/")]
+    return [name for name in names if name != "gain"]
+
+
+def questions() -> str:
+    """Closed and open questions by family."""
+    parts = []
+    for model, result in accuracies().items():
+        metrics = result["metrics"]
+        rows = []
+        for name in groups_of(metrics, "vqa"):
+            closed = metrics[f"vqa/{name}"]
+            gain = cell(closed, "gain")
+            opened = [*twins(metrics, f"open/{name}"), *twins(metrics, f"within20/{name}")]
+            rows.append(
+                [name, str(closed["n"]), f"{closed['chance']:.2f}", cell(closed), cell(closed, "blind"), gain, *opened]
+            )
+        heads = [
+            "family",
+            "n",
+            "chance",
+            "closed",
+            "blind",
+            "gain",
+            "open, exact",
+            "blind",
+            "open, within 20 %",
+            "blind",
+        ]
+        parts += [f"`{model}`:", markdown(heads, rows)] if rows else []
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def retrieval() -> str:
+    """Both directions of every pool, with chance."""
+    result = read("retrieval_tiny.json")
+    names = ("R@1", "R@5", "R@10", "MRR")
+    rows = []
+    for pool, found in result["pools"].items():
+        for way, words in WAYS.items():
+            row = found[way]
+            cells = [f"{cell(row[name])}, chance {row[name]['chance']:.2f}" for name in names]
+            rows.append([pool, str(found["n"]), words, *cells, f"{row['median_rank']:g}"])
+    told = f"Each pool by itself, split {result['split']}, texts of `{result['task']}` (`{result['command']}`)."
+    return "\n".join([markdown(["pool", "n", "direction", *names, "median rank"], rows), "", told])
 
 
 def parity() -> str:
     """Largest absolute difference to the reference on each fixture."""
-    rows = json.loads((RESULTS / "parity.json").read_text(encoding="utf-8"))["max_abs_error"]
+    rows = read("parity.json")["max_abs_error"]
     return "\n".join(
         ["| fixture | values compared | largest absolute error |", "|---|---|---|"]
         + [f"| {name} | {row['values']:,} | {row['error']:.1e} |" for name, row in rows.items()]
@@ -46,7 +252,7 @@ def parity() -> str:
 
 def formats() -> str:
     """Bytes and read times of every format and kind of number."""
-    result = json.loads((RESULTS / "store_formats.json").read_text(encoding="utf-8"))
+    result = read("store_formats.json")
     kinds = result["formats"]
     names = sorted(kinds["uint8 [0,1]"], key=lambda name: kinds["uint8 [0,1]"][name]["read_ms"])
     lines = ["| MiB / read ms | " + " | ".join(kinds) + " |", "|---" * (len(kinds) + 1) + "|"]
@@ -66,7 +272,7 @@ def formats() -> str:
 
 def families() -> str:
     """How far each family of derived questions can be answered blind."""
-    result = json.loads((RESULTS / "derived_questions.json").read_text(encoding="utf-8"))
+    result = read("derived_questions.json")
     lines = ["| family | n | chance | most frequent answer | usual answer to the question |", "|---|---|---|---|---|"]
     for name, row in result["families"].items():
         lines.append(f"| {name} | {row['n']} | {row['chance']:.2f} | {row['majority']:.2f} | {row['usual']:.2f} |")
@@ -76,7 +282,7 @@ def families() -> str:
 
 def packing() -> str:
     """Exchanges a second: each with its own look at the volume, sharing one, and packed into a row."""
-    result = json.loads((RESULTS / "packing.json").read_text(encoding="utf-8"))
+    result = read("packing.json")
     lines = ["| model | losses | apart | volume shared | packed | packed / apart |", "|---|---|---|---|---|---|"]
     for size, row in result["sizes"].items():
         for losses in ("words and masks", "words alone"):
@@ -86,16 +292,30 @@ def packing() -> str:
     return "\n".join([*lines, "", f"Exchanges a second, {result['machine'].strip(', ')}, beside other work."])
 
 
-BLOCKS = {"accuracy": accuracy, "parity": parity, "formats": formats, "families": families, "packing": packing}
+BLOCKS = {
+    "accuracy": accuracy,
+    "structures": structures,
+    "questions": questions,
+    "retrieval": retrieval,
+    "parity": parity,
+    "formats": formats,
+    "families": families,
+    "packing": packing,
+}
 
 
 def rewrite(text: str) -> str:
-    """Put each table between its markers."""
+    """Put each table between its markers, or what is missing for it."""
     for name, table in BLOCKS.items():
         block = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
         if block.search(text):
-            new = f"<!-- {name} -->\n{table()}\n<!-- /{name} -->"
-            text = block.sub(lambda _, new=new: new, text)
+            try:
+                told = table()
+            except FileNotFoundError as error:
+                told = f"Not measured yet: `benchmarks/results/{Path(str(error.filename)).name}` is not there."
+                print(f"{name}: {told}")
+            new = f"<!-- {name} -->\n{told}\n<!-- /{name} -->"
+            text = block.sub(new.replace("\\", r"\\"), text)
     return text
 
 

@@ -1,0 +1,295 @@
+"""From what was answered to a table: values, blind twins beside them, and how sure one may be of either.
+
+A row is one answer: ``patient``, ``sight`` ("seeing" or "blind"), ``task``, ``item``, and what was said or drawn.
+Tables are made of rows alone, so that a number can be counted anew without asking the model again.
+
+Intervals are of 95 %, from a bootstrap over patients: the questions about one scan are not independent of each other.
+"""
+
+import re
+import statistics
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import m3d  # noqa: F401  # isort: skip  # puts the torchvision remedy in place before transformers is imported
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai.metrics.surface_dice import compute_surface_dice
+from scipy.ndimage import distance_transform_edt
+
+from data_prep.boxes import box_of_mask
+from m3d.tasks import TASKS
+from m3d.tasks.codecs import Frac3
+from m3d.train.pairs import sentences_of
+
+RESAMPLES, SEED = 2000, 0
+TOLERANCE_MM = 3.0
+WITHIN = 0.2
+FIVE = ("brainstem", "spinal cord", "left parotid", "right parotid", "mandible")
+DRAWN = ("dice", "click", "box", "name+click", "name+box")  # by name, and by what a user points at
+BY_STRUCTURE = (*DRAWN, "nsd", "iou")  # where a summary is the mean over structures
+
+Mask = npt.NDArray[np.bool_]
+Row = Mapping[str, Any]
+Values = dict[str, list[float]]  # of one structure or family: patient -> one value an item
+Statistic = Callable[[Sequence[Values], Sequence[str], npt.NDArray[np.int64]], npt.NDArray[np.float64]]
+
+
+# -- masks ----------------------------------------------------------------------------------------------------------
+
+
+def dice(guess: Mask, truth: Mask) -> float:
+    """Hard Dice of two masks on one grid; both empty is 1."""
+    total = int(guess.sum()) + int(truth.sum())
+    return 1.0 if total == 0 else 2 * int((guess & truth).sum()) / total
+
+
+def surface_dice(guess: Mask, truth: Mask, spacing: Sequence[float]) -> float:
+    """The share of both surfaces that lies within 3 mm of the other (MONAI's NSD); of an empty mask and another, 0."""
+    if not guess.any() or not truth.any():
+        return float(guess.any() == truth.any())
+    around = around_mask(guess | truth)
+    one, other = (torch.from_numpy(np.ascontiguousarray(mask[around]))[None, None] for mask in (guess, truth))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of MONAI 1.6, about its own call
+        found = compute_surface_dice(one, other, [TOLERANCE_MM], include_background=True, spacing=list(spacing))
+    return float(found[0, 0])
+
+
+def around_mask(mask: Mask) -> tuple[slice, ...]:
+    """The box of a mask and a voxel more on each side, as far as there is one."""
+    box = box_of_mask(mask)
+    ends = zip(box.lo, box.hi, mask.shape, strict=True)
+    return tuple(slice(max(int(low) - 1, 0), min(int(high) + 1, side)) for low, high, side in ends)
+
+
+def deepest_voxel(mask: Mask, spacing: Sequence[float]) -> tuple[int, int, int]:
+    """The voxel farthest from all that is outside, in mm, where a careful user clicks; the first of equals."""
+    box = box_of_mask(mask)
+    inner = mask[tuple(slice(int(low), int(high)) for low, high in zip(box.lo, box.hi, strict=True))]
+    depth: npt.NDArray[np.float64] = distance_transform_edt(np.pad(inner, 1), sampling=tuple(spacing))
+    d, h, w = np.unravel_index(int(depth.argmax()), depth.shape)
+    low_d, low_h, low_w = (int(low) - 1 for low in box.lo)
+    return int(d) + low_d, int(h) + low_h, int(w) + low_w
+
+
+def mask_row(guess: Mask | None, truth: Mask, spacing: Sequence[float]) -> dict[str, Any]:
+    """The part of a row that tells of a mask; None is a refusal to draw, and counts 0."""
+    if guess is None:
+        return {"dice": 0.0, "nsd": 0.0, "drawn": False}
+    return {"dice": dice(guess, truth), "nsd": surface_dice(guess, truth, spacing), "drawn": True}
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+
+
+def plain(text: str) -> str:
+    """Words alone, in small letters; numbers keep sign and point."""
+    return " ".join(re.findall(r"-?\d+(?:\.\d+)?|\w+", text.lower()))
+
+
+def number_in(text: str, unit: str) -> float | None:
+    """The first number of an answer that has this unit."""
+    said = r"(?:%|percent)" if unit == "%" else re.escape(unit)
+    found = re.search(rf"({_NUMBER.pattern})\s*{said}(?!\w)", text)
+    return float(found.group(1)) if found else None
+
+
+def relative_error(said: float | None, truth: float) -> float:
+    """How far off, as a share of the truth (or of 1, where that is less); infinite where none was said."""
+    return float("inf") if said is None else abs(said - truth) / max(abs(truth), 1.0)
+
+
+def facts_in(text: str) -> list[tuple[str, tuple[float, ...]]]:
+    """Each sentence of a report as its words and its numbers."""
+    return [
+        (_NUMBER.sub("#", sentence.lower()).strip(" ."), tuple(map(float, _NUMBER.findall(sentence))))
+        for sentence in sentences_of(text)
+    ]
+
+
+def facts_right(said: str, truth: str) -> tuple[list[float], list[float]]:
+    """Of each true sentence whether it was said, and of each said one whether it is true, numbers within 20 %."""
+    told, true = facts_in(said), facts_in(truth)
+
+    def agree(one: tuple[str, tuple[float, ...]], other: tuple[str, tuple[float, ...]]) -> bool:
+        pairs = zip(one[1], other[1], strict=False)  # where words agree, so does how many numbers they have
+        return one[0] == other[0] and all(relative_error(a, b) <= WITHIN for a, b in pairs)
+
+    found = [float(any(agree(one, other) for one in told)) for other in true]
+    right = [float(any(agree(one, other) for other in true)) for one in told]
+    return found, right
+
+
+# -- one row ----------------------------------------------------------------------------------------------------------
+
+
+def chosen(row: Row) -> int | None:
+    """Which option a closed question's answer names, if it names one."""
+    found: int | None = TASKS["vqa.closed"].parse(row["text"], Frac3(), options=row["options"])  # type: ignore[call-arg]
+    return found
+
+
+def named(row: Row) -> str:
+    """The structure that the answer to "what is in this box" names."""
+    return plain(TASKS["reg"].parse(row["text"], Frac3())).removeprefix("the ")
+
+
+def values_of(row: Row) -> dict[str, list[float]]:
+    """What a row says for each measure, ``measure/group`` -> values."""
+    task, item = str(row["task"]), str(row["item"])
+    family = item.partition("/")[0]
+    if task in DRAWN:
+        surface = {f"nsd/{item}": [row["nsd"]]} if task == "dice" else {}
+        return {f"{task}/{item}": [row["dice"]], **surface}
+    if task == "iou":
+        return {f"iou/{item}": [row["iou"]]}
+    if task == "vqa.closed":
+        return {f"vqa/{family}": [float(chosen(row) == row["choice"])]}
+    if task == "vqa.open":
+        exact = {f"open/{family}": [float(plain(row["text"]) == plain(row["truth"]))]}
+        if row.get("value") is None:
+            return exact
+        error = relative_error(number_in(row["text"], row["unit"]), row["value"])
+        return exact | {f"within20/{family}": [float(error <= WITHIN)], f"error/{family}": [error]}
+    if task == "reg":
+        return {f"reg/{item}": [float(named(row) == plain(item))]}
+    if task == "report":
+        said, right = facts_right(row["text"], row["truth"])
+        return {"report/recall": said, "report/precision": right}
+    return {}
+
+
+# -- how sure ---------------------------------------------------------------------------------------------------------
+
+
+def resampled(num_patients: int, resamples: int = RESAMPLES, seed: int = SEED) -> npt.NDArray[np.int64]:
+    """How often each patient is drawn in each resample: ``(resamples, patients)``."""
+    share = np.full(num_patients, 1 / num_patients)
+    return np.random.default_rng(seed).multinomial(num_patients, share, size=resamples)
+
+
+def mean_of_means(
+    groups: Sequence[Values], patients: Sequence[str], weights: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """The mean over groups of the mean over items, for each row of weights; a group without a patient is left out."""
+    means = []
+    for group in groups:
+        totals = np.array([sum(group.get(patient, ())) for patient in patients])
+        counts = np.array([len(group.get(patient, ())) for patient in patients])
+        with np.errstate(invalid="ignore"):
+            means.append(weights @ totals / (weights @ counts))
+    return np.asarray(np.nanmean(means, axis=0))
+
+
+def median(
+    groups: Sequence[Values], patients: Sequence[str], weights: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """The median of all items, for each row of weights."""
+    pairs = [(v, i) for group in groups for i, patient in enumerate(patients) for v in group.get(patient, ())]
+    order = sorted(pairs)
+    values = np.array([value for value, _ in order])
+    count = weights[:, [owner for _, owner in order]].cumsum(axis=1)
+    total = count[:, -1:]
+    low, high = ((count > place).argmax(axis=1) for place in ((total - 1) // 2, total // 2))
+    return np.asarray((values[low] + values[high]) / 2)
+
+
+def interval(draws: npt.NDArray[np.float64], prefix: str = "") -> dict[str, float | None]:
+    """The middle 95 % of what the resamples gave, as ``low`` and ``high``."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return {f"{prefix}low": finite(low), f"{prefix}high": finite(high)}
+
+
+def finite(value: Any) -> float | None:
+    """A number as JSON can hold it."""
+    return float(value) if np.isfinite(value) else None
+
+
+def measured(
+    seeing: Sequence[Values], blind: Sequence[Values] = (), statistic: Statistic = mean_of_means
+) -> dict[str, Any]:
+    """Value, blind twin and the difference of the two, each with its interval; the twins share their resamples."""
+    patients = sorted({patient for group in seeing for patient in group})
+    weights, once = resampled(len(patients)), np.ones((1, len(patients)), np.int64)
+    row: dict[str, Any] = {"n": sum(len(v) for group in seeing for v in group.values()), "patients": len(patients)}
+    with np.errstate(invalid="ignore"):  # a median may be infinite, where most answers hold no number
+        value, draws = statistic(seeing, patients, once), statistic(seeing, patients, weights)
+        row |= {"value": finite(value[0]), **interval(draws)}
+        if blind:
+            other, others = statistic(blind, patients, once), statistic(blind, patients, weights)
+            row |= {"blind": finite(other[0]), **interval(others, "blind_")}
+            row |= {"gain": finite((value - other)[0]), **interval(draws - others, "gain_")}
+    return row
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def collected(rows: Iterable[Row], sight: str) -> dict[str, dict[str, Values]]:
+    """Values by measure, group and patient."""
+    found: dict[str, dict[str, Values]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in rows:
+        if row["sight"] == sight:
+            for name, values in values_of(row).items():
+                measure, _, group = name.partition("/")
+                found[measure][group][row["patient"]] += values
+    return found
+
+
+def score(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """The table of rows: every ``measure/group``, and the summary rows ``/five`` and ``/mean``."""
+    seeing, blind = collected(rows, "seeing"), collected(rows, "blind")
+    table: dict[str, dict[str, Any]] = {}
+    for measure, groups in seeing.items():
+        statistic = median if measure == "error" else mean_of_means
+        others = blind.get(measure, {})
+        for group in sorted(groups):
+            table[f"{measure}/{group}"] = measured([groups[group]], [others[group]] if others else (), statistic)
+        for name, chosen_groups in summaries(measure, groups).items():
+            twins = summaries(measure, others)[name] if others else ()
+            table[f"{measure}/{name}"] = measured(chosen_groups, twins, statistic)
+    return with_choices(table, rows)
+
+
+def summaries(measure: str, groups: Mapping[str, Values]) -> dict[str, list[Values]]:
+    """What stands for a measure as a whole: groups whose means are averaged, or all items in one."""
+    if measure in BY_STRUCTURE:
+        five = [groups[name] for name in FIVE if name in groups]
+        return ({"five": five} if five else {}) | {"mean": list(groups.values())}
+    if measure == "report":
+        return {}
+    return {"median" if measure == "error" else "mean": [pooled(groups.values())]}
+
+
+def pooled(groups: Iterable[Values]) -> Values:
+    """All items as one group."""
+    found: Values = defaultdict(list)
+    for group in groups:
+        for patient, values in group.items():
+            found[patient] += values
+    return found
+
+
+def with_choices(table: dict[str, dict[str, Any]], rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Add chance and the share of answers that choose nothing to closed questions, and their gain as a row."""
+    closed = [row for row in rows if row["task"] == "vqa.closed"]
+    families = {str(row["item"]).partition("/")[0] for row in closed}
+    for family in (*sorted(families), "mean") if closed else ():
+        own = [row for row in closed if family in ("mean", str(row["item"]).partition("/")[0])]
+        entry = table[f"vqa/{family}"]
+        entry["chance"] = statistics.fmean(1 / len(row["options"]) for row in own)
+        for sight, name in (("seeing", "unparsable"), ("blind", "blind_unparsable")):
+            read = [chosen(row) is None for row in own if row["sight"] == sight]
+            if read:
+                entry[name] = statistics.fmean(read)
+    total = table.get("vqa/mean", {})
+    if "gain" in total:
+        gain = {"value": total["gain"], "low": total["gain_low"], "high": total["gain_high"]}
+        table["vqa/gain"] = {"n": total["n"], "patients": total["patients"], **gain}
+    return table

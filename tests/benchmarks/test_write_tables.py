@@ -1,0 +1,111 @@
+"""Tables from result files, whole and with some of them missing."""
+
+import json
+
+import pytest
+import write_tables
+
+DOCUMENT = (
+    "# Card\n\n<!-- accuracy -->\nold\n<!-- /accuracy -->\n\nbetween\n\n<!-- structures --><!-- /structures -->\n"
+)
+
+
+def entry(value: float, blind: float | None = None, **more) -> dict:
+    row = {"n": 21, "patients": 21, "value": value, "low": value - 0.05, "high": value + 0.05, **more}
+    if blind is not None:
+        row |= {"blind": blind, "blind_low": blind, "blind_high": blind}
+        row |= {"gain": value - blind, "gain_low": value - blind - 0.05, "gain_high": value - blind + 0.05}
+    return row
+
+
+def result(model: str, dice: float) -> dict:
+    metrics = {
+        "dice/mandible": entry(dice, 0.0),
+        "dice/five": entry(dice, 0.0),
+        "click/mandible": entry(0.5, 0.25),
+        "iou/mandible": entry(0.4, 0.2),
+        "vqa/volume": entry(0.5, 0.25, chance=0.25, unparsable=0.1),
+        "vqa/mean": entry(0.5, 0.25, chance=0.25, unparsable=0.1),
+        "vqa/gain": entry(0.25),
+        "open/volume": entry(0.1, 0.0),
+        "error/median": {**entry(0.3, 0.4), "high": None},
+    }
+    about = {"model": model, "parameters": 10_800_000, "patients": 21, "seconds": 600, "command": "python x.py"}
+    return {**about, "metrics": metrics}
+
+
+def retrieval() -> dict:
+    row = {**entry(0.9), "chance": 5 / 21, "times_chance": 3.78}
+    way = {**dict.fromkeys(("R@1", "R@5", "R@10", "MRR"), row), "median_rank": 2.0}
+    pools = {"openkbp": {"n": 21, "volume_to_text": way, "text_to_volume": way}}
+    return {"command": "python y.py", "split": "validation", "task": "retrieval", "pools": pools}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(write_tables, "RESULTS", tmp_path)
+
+    def put(**files) -> None:
+        for name, content in files.items():
+            (tmp_path / f"{name.replace('__', '-')}.json").write_text(json.dumps(content), encoding="utf-8")
+
+    return put
+
+
+def lines_of(text: str, start: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_without_results_the_text_says_so_and_nothing_else_changes(results, capsys):
+    text = write_tables.rewrite(DOCUMENT)
+    missing = "Not measured yet: `benchmarks/results/accuracy_m3d-tiny.json` is not there."
+    assert text.count(missing) == 2
+    assert text.startswith("# Card\n\n<!-- accuracy -->\n")
+    assert "\n\nbetween\n\n" in text
+    assert missing in capsys.readouterr().out
+
+
+def test_one_model_alone(results):
+    results(accuracy_m3d__tiny=result("m3d-tiny", 0.61))
+    text = write_tables.rewrite(DOCUMENT)
+    assert lines_of(text, "|  | n |")[0] == "|  | n | m3d-tiny | m3d-tiny, blind | target |"
+    five = lines_of(text, "| Dice by name, mean of five")[0]
+    assert five.endswith("| 21 | 0.61 (0.56 to 0.66) | 0.00 (0.00 to 0.00) | 0.60, reached |")
+    assert lines_of(text, "| Dice by name, mandible")[0].endswith("0.65, not reached |")
+    assert lines_of(text, "| closed VQA, gain")[0].endswith("| 0.25 (0.20 to 0.30) | - | 0.20, reached |")
+    assert "Not measured yet: m3d-smol, SegResNet, retrieval." in text
+    assert lines_of(text, "| open VQA, median") == ["| open VQA, median relative error of numbers | 21 | 0.30 | "
+                                                    "0.40 (0.40 to 0.40) |  |"]  # fmt: skip
+    assert write_tables.rewrite(text) == text
+
+
+def test_all_of_them_side_by_side(results):
+    reference = {**result("MONAI SegResNet", 0.8), "metrics": {"dice/five": entry(0.8), "dice/mandible": entry(0.85)}}
+    smol = result("m3d-smol", 0.3)
+    del smol["metrics"]["click/mandible"]
+    tiny = result("m3d-tiny", 0.61)
+    results(accuracy_m3d__tiny=tiny, accuracy_m3d__smol=smol, segresnet_reference=reference, retrieval_tiny=retrieval())
+    text = write_tables.rewrite(DOCUMENT)
+    assert lines_of(text, "|  | n | m3d-tiny | m3d-smol | m3d-tiny, blind | SegResNet | target |")
+    five = lines_of(text, "| Dice by name, mean of five")[0].split(" | ")
+    assert [cell[:4] for cell in five[2:6]] == ["0.61", "0.30", "0.00", "0.80"]
+    found = lines_of(text, "| retrieval R@5, scan to text, openkbp (chance 0.24)")[0]
+    assert found.endswith("| 0.90 (0.85 to 0.95) |  |  |  | 4 x chance, not reached |")
+    assert "Not measured yet" not in text
+    widths = {line.count(" | ") for line in text.split("<!-- /accuracy -->")[0].splitlines() if line.startswith("| ")}
+    assert widths == {6}
+    mandible = lines_of(text, "| mandible | 21 |")[0]
+    assert mandible.count("0.85 (0.80 to 0.90)") == 1
+
+
+def test_questions_and_retrieval(results):
+    results(accuracy_m3d__tiny=result("m3d-tiny", 0.61), retrieval_tiny=retrieval())
+    assert lines_of(write_tables.questions(), "| volume | 21 | 0.25 | 0.50 (0.45 to 0.55) | 0.25")
+    assert "0.90 (0.85 to 0.95), chance 0.24" in lines_of(write_tables.retrieval(), "| openkbp | 21 | scan to text")[0]
+
+
+def test_every_marker_of_the_documents_is_known():
+    for document in write_tables.DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        names = {line[5:-4] for line in text.splitlines() if line.startswith("<!-- ") and not line.startswith("<!-- /")}
+        assert names <= set(write_tables.BLOCKS), document
