@@ -33,9 +33,9 @@ class SegVol(nn.Module):
 
     ``image_encoder`` maps ``(B, 1, D, H, W)`` to ``(B, N, C)`` tokens in d-major order; without one, `features`
     takes tokens from a tower that is shared with somebody else. SegVol draws at four times the token grid and
-    interpolates from there; small structures need more. With ``detail_channels`` (ours, not published) the encoder hands
-    out features of every voxel as well, computed once per volume, and a prompt costs one dot product with them; such an
-    encoder has a ``look`` that gives an object with ``tokens`` and ``detail``.
+    interpolates from there; small structures need more. With ``detail_channels`` (ours, not published) the encoder
+    hands out features of every voxel as well, computed once per volume, and a prompt costs one dot product with them;
+    such an encoder has a ``look`` that gives an object with ``tokens`` and ``detail``.
     """
 
     def __init__(

@@ -59,11 +59,9 @@ def small_config(tokenizer: PreTrainedTokenizerFast, ids: dict[str, int], **seg:
         "coordinates": "grid",
         "upscale_norm": "channel",
         "mask_prompt": True,
-        "detail_channels": 4,
-        "detail_filters": 8,
     } | seg
     return M3DConfig(
-        vision_config=M3DVisionConfig(image_size=list(GRID), patch_size=[4, 8, 8], **sizes),
+        vision_config=M3DVisionConfig(image_size=list(GRID), patch_size=[4, 8, 8], detail_channels=4, **sizes),
         text_config=LlamaConfig(vocab_size=len(tokenizer), bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes),
         seg_config=M3DSegConfig(**settings),
         pool_size=1,

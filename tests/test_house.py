@@ -18,7 +18,7 @@ ROOMS = ("encoders", "segvol_head", "data_prep", "m3d")
 FOLDERS = {*ROOMS, "configs", "tests", "benchmarks", "docs", ".ci"}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "functions", "core"}
 CARRIED = {  # what a room may import beside the standard library and itself
-    "encoders": {"torch", "einops"},
+    "encoders": {"torch", "monai", "einops"},
     "segvol_head": {"torch", "monai", "einops"},
     "data_prep": {
         *{"numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "highdicom", "pydantic", "yaml", "tqdm"},

@@ -115,12 +115,12 @@ def vision(config: M3DVisionConfig, work: Work) -> int:
 
 
 def detail(config: M3DVisionConfig, work: Work) -> int:
-    """Bytes of the features of every voxel: a SegResNet, and what the patches read of its output."""
+    """Bytes of the features of every voxel: a SegResNet, its output, and the mixture before its GELU, twice as wide."""
     if not config.detail_channels:
         return 0
     assert config.image_size is not None
     voxels = work.volumes * math.prod(config.image_size)
-    return voxels * work.computed * (16 * config.detail_filters + 5 * config.detail_channels)
+    return voxels * work.computed * (16 * config.detail_filters + 3 * config.detail_channels)
 
 
 def encoder(sizes: Sizes, tokens: int, work: Work) -> int:

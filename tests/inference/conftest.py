@@ -12,8 +12,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 from data_prep.preprocess import MinMax, Preprocess
 from data_prep.volume import Volume, spl_affine
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
-from m3d.models.processing import add_m3d_tokens
-from m3d.train.exchanges import IGNORED, encode_exchange
+from m3d.models.processing import IGNORED, add_m3d_tokens, encode_exchange
 from m3d.train.objective import LossWeights, TalkAndDraw
 
 GRID = (8, 16, 24)
@@ -82,7 +81,12 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2}
     config = M3DConfig(
         vision_config=M3DVisionConfig(
-            image_size=list(GRID), patch_size=[4, 8, 8], hidden_size=16, intermediate_size=32, **sizes
+            image_size=list(GRID),
+            patch_size=[4, 8, 8],
+            hidden_size=16,
+            intermediate_size=32,
+            detail_channels=4,
+            **sizes,
         ),
         text_config=LlamaConfig(
             vocab_size=len(tokenizer),
@@ -101,8 +105,6 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
             coordinates="grid",
             upscale_norm="channel",
             mask_prompt=True,
-            detail_channels=4,
-            detail_filters=8,
             projector_dropout=0.0,
         ),
         pool_size=1,

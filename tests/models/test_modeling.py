@@ -13,12 +13,21 @@ from m3d.models.lora import Lora, add_lora, language_linears
 from m3d.models.seg_token import find_seg_tokens, mean_per_row, seg_states
 from m3d.models.splice import places_before, splice
 from segvol_head import Prompts
+from tests.conftest import small_config
 
 GRID = (8, 16, 24)
 
 
 def scan(seed: int = 0) -> Volume:
     return Volume(np.random.default_rng(seed).random(GRID, np.float32), spl_affine((2.0, 1.0, 1.0)))
+
+
+def looks(model: M3DForConditionalGeneration) -> list[tuple[str, int]]:
+    """From now on: who looks, at how many volumes at a time."""
+    seen: list[tuple[str, int]] = []
+    for name, part in (("tower", model.vision_tower), ("detail", model.vision_tower.detail)):
+        part.register_forward_hook(lambda _, given, __, name=name: seen.append((name, len(given[0]))))
+    return seen
 
 
 @pytest.fixture
@@ -65,12 +74,10 @@ def test_every_seg_gets_its_own_mask_on_the_grid(model, batch):
     torch.testing.assert_close(one.mask_logits, out.mask_logits[1:], atol=1e-4, rtol=0)
 
 
-def test_rows_that_share_a_volume_encode_it_once(model, processor, monkeypatch):
+def test_rows_that_share_a_volume_encode_it_once(model, processor):
     batch = processor([scan(0), scan(0)], ["Liver [SEG]", "Spleen [SEG]"])
     apart = model(**batch, draw_masks=True)
-    seen = []
-    look = model.vision_tower.forward
-    monkeypatch.setattr(model.vision_tower, "forward", lambda volumes: (seen.append(len(volumes)), look(volumes))[1])
+    seen = looks(model)
     shared = model(
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
@@ -78,7 +85,7 @@ def test_rows_that_share_a_volume_encode_it_once(model, processor, monkeypatch):
         volume_index=torch.tensor([0, 0]),
         draw_masks=True,
     )
-    assert seen == [1]
+    assert seen == [("detail", 1), ("tower", 1)]
     torch.testing.assert_close(shared.logits, apart.logits, atol=1e-5, rtol=0)
     torch.testing.assert_close(shared.mask_logits, apart.mask_logits, atol=1e-4, rtol=0)
 
@@ -126,14 +133,12 @@ def test_save_and_load_round_trip_is_bit_equal(model, processor, batch, tmp_path
 
 
 @torch.no_grad()
-def test_generate_looks_once_and_a_kept_prefix_says_the_same(model, processor, monkeypatch):
+def test_generate_looks_once_and_a_kept_prefix_says_the_same(model, processor):
     batch = processor(scan(0), "What is it?")
-    seen = []
-    look = model.vision_tower.forward
-    monkeypatch.setattr(model.vision_tower, "forward", lambda volumes: (seen.append(len(volumes)), look(volumes))[1])
+    seen = looks(model)
     settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     whole = model.generate(**batch, **settings)
-    assert seen == [1]
+    assert seen == [("detail", 1), ("tower", 1)]
     features = model.get_image_features(batch["pixel_values"])
     length = 1 + model.config.num_image_tokens
     prefix = model(
@@ -169,6 +174,42 @@ def test_gradients_reach_every_part_and_checkpointing_changes_nothing(model, bat
     assert plain.keys() == checkpointed.keys()
     for name, gradient in plain.items():
         torch.testing.assert_close(gradient, checkpointed[name], atol=1e-6, rtol=1e-4)
+
+
+def test_words_and_masks_rest_on_the_same_eyes(model, batch):
+    """Both losses reach the detail network, each on its own."""
+    weight = model.vision_tower.detail.network.convInit.conv.weight
+    for loss in (lambda out: out.loss, lambda out: out.mask_logits.square().mean()):
+        model.zero_grad()
+        loss(model(**batch, labels=batch["input_ids"], draw_masks=True)).backward()
+        assert weight.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_a_head_with_an_encoder_of_its_own_draws_with_that_ones_detail(tokenizer_and_ids, batch):
+    shared = small_config(*tokenizer_and_ids)
+    own = M3DVisionConfig(**{**shared.vision.to_dict(), "cls_token": False, "detail_channels": 3})
+    torch.manual_seed(0)
+    model = M3DForConditionalGeneration(small_config(*tokenizer_and_ids, encoder_config=own)).eval()
+    assert model.seg_head.detail_channels == 3 and model.vision_tower.detail.channels == 4
+    features = model.get_image_features(batch["pixel_values"])
+    assert torch.equal(features.seg_detail, model.seg_head.image_encoder.detail(batch["pixel_values"]))
+    assert model(**batch, draw_masks=True).mask_logits.shape == (3, 1, *GRID)
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_the_detail_network_begins_as_torch_would_have_it(tokenizer_and_ids, draws):
+    """Kaiming-uniform: +-1 / sqrt(27 x 8) for its convolutions 8 wide, not 0.02; with a head or without one."""
+    config = small_config(*tokenizer_and_ids)
+    torch.manual_seed(0)
+    model = M3DForConditionalGeneration(config if draws else M3DConfig(**config.to_dict() | {"seg_config": None}))
+    tower = model.vision_tower
+    weight, bound = tower.detail.network.down_layers[0][1].conv1.conv.weight, (27 * 8) ** -0.5
+    assert weight.shape == (8, 8, 3, 3, 3)
+    assert 0.97 * bound < weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+    read = tower.detail_embedding.projection.weight  # 4 features, mixed into 8, in 8 halves
+    assert read.shape == (16, 64) and 0.95 / 8 < read.abs().max() <= 1 / 8
 
 
 def test_every_kind_of_prompt_changes_the_mask(model, processor):
@@ -225,8 +266,9 @@ def test_lora_with_whole_parts_saves_and_loads(model, batch, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"pooling": "cubic"}, "pooling='cubic' is not one of spatial, sequence"),
+        ({"pooling": "cubic"}, "pooling='cubic' is not one of spatial, stacked, sequence"),
         ({"pool_size": 3}, "pool_size=3 must divide every side of the patch grid"),
+        ({"pool_size": 3, "pooling": "stacked"}, "pool_size=3 must divide every side of the patch grid"),
     ],
 )
 def test_config_refuses_nonsense(wrong, said):

@@ -1,5 +1,6 @@
 """A model from a language model's folder and sizes: what is loaded is loaded whole, what is new begins as it should."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,20 +9,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import m3d
 from data_prep.preprocess import Preprocess, Window
+from m3d.models.perceiver import StackingPerceiver
 from m3d.recipes import merge
 from m3d.recipes.assemble import load_language_model, teach_tokens
 from m3d.recipes.build import HeadSizes, Init, VisionSizes, build
 from m3d.recipes.checkpoints import begin_manifest, config_hash, portable, write_manifest
 from m3d.recipes.handover import kind_of, save_model
 from m3d.recipes.instruct import published_parts
+from m3d.recipes.outline import Outline
 from m3d.recipes.parts import Parts, apply
 from m3d.recipes.talk import ExchangesConfig, TalkConfig
 from m3d.train.optim import OptimConfig
 from tests.conftest import GRID, byte_tokenizer
 
 PREPROCESS = Preprocess(grid=GRID, intensity=Window(0, 255))
-VISION = VisionSizes(width=16, layers=2, heads=2, patch=(4, 8, 8))
-HEAD = HeadSizes(own_encoder=False, decoder_heads=2, decoder_mlp=32, iou_hidden=16, detail_channels=4)
+VISION = VisionSizes(width=16, layers=2, heads=2, patch=(4, 8, 8), detail_channels=4)
+HEAD = HeadSizes(own_encoder=False, decoder_heads=2, decoder_mlp=32, iou_hidden=16)
 
 
 def language_folder(folder: Path, *, rows: int | None = None, tied: bool = False) -> Path:
@@ -73,6 +76,20 @@ def test_a_model_is_made_around_a_language_model(tmp_path):
     ids = built.processor.tokenizer(built.processor.write("Draw it. Liver [SEG]"), return_tensors="pt")["input_ids"]
     out = built.model(input_ids=ids, pixel_values=torch.rand(1, 1, *GRID), draw_masks=True)
     assert out.mask_logits.shape == (1, 1, *GRID)
+
+
+def test_a_model_may_stack_patches_and_its_outline_knows(tmp_path):
+    """Two patches along every side become one token as wide as eight; the dry run counts the same."""
+    vision = replace(VISION, patch=(4, 8, 12))
+    init = Init(language_model=str(language_folder(tmp_path)), vision=vision, head=HEAD, pool=2, pooling="stacked")
+    torch.manual_seed(0)
+    built = build(init, PREPROCESS)
+    assert isinstance(built.model.perceiver, StackingPerceiver)
+    assert built.model.perceiver.projector[0].in_features == 8 * 16
+    assert built.processor.num_image_tokens == 1
+    outlined = Outline(tmp_path, grid=GRID).whole(init)
+    assert (outlined.pooling, outlined.num_image_tokens) == ("stacked", 1)
+    assert outlined.vision.detail_channels == built.model.config.vision.detail_channels == 4
 
 
 def test_a_frozen_language_model_may_be_in_half_precision_and_nothing_else_is(tmp_path):

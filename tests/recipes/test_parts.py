@@ -62,7 +62,7 @@ def test_full_language_model_takes_its_rows_along(model):
 
 def test_lora_goes_to_any_part(model):
     apply(model, Parts(vision_tower="lora", perceiver="frozen", new_tokens="frozen", lora=Lora(rank=2, alpha=2)))
-    layers = {"patch_embedding.projection"} | {
+    layers = {"patch_embedding.projection", "detail_embedding.projection"} | {
         f"blocks.{block}.{layer}"
         for block in (0, 1)
         for layer in ("attn.qkv", "attn.out_proj", "mlp.linear1", "mlp.linear2")

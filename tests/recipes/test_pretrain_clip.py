@@ -20,7 +20,7 @@ stage: pretrain_clip
 seed: 1
 data: {judged: train, tasks: [report], text: null}
 augment: null
-vision: {width: 16, layers: 1, heads: 2, mlp: 32, patch: [2, 4, 5]}
+vision: {width: 16, layers: 1, heads: 2, patch: [2, 4, 5]}
 text: {source: small, max_length: 64, small: {vocabulary: 300, width: 16, layers: 1, heads: 2, dropout: 0.0}}
 shared_width: 8
 volume_pooling: mean
@@ -138,7 +138,7 @@ def test_the_summary_is_the_mean_of_tasks_and_directions():
 
 def test_the_published_sizes_are_the_defaults(store):
     config = Config(data=pretrain_clip.PairsConfig(stores=(str(store),)))
-    vision = pretrain_clip.VisionSizes().over((32, 256, 256))
+    vision = pretrain_clip.VisionSizes().config((32, 256, 256))
     assert (vision.hidden_size, vision.num_hidden_layers, vision.patch_size) == (768, 12, [4, 16, 16])
     assert (config.optim.lr, config.optim.batch, config.optim.epochs) == (1e-4, 48, 100)
     assert (config.text.max_length, config.loss.kind) == (128, "infonce")

@@ -125,12 +125,12 @@ def losses() -> Parity:
 def small_segvol() -> Callable[..., SegVol]:
     """Build a small SegVol of the new kind: any grid, true coordinates, no image encoder."""
 
-    def build(detail: Any = None, **options: Any) -> SegVol:
+    def build(detail: int = 0, **options: Any) -> SegVol:
         torch.manual_seed(0)
         size, grid = (8, 16, 12), (2, 4, 3)
         encoder_options = {name: options.pop(name) for name in ("coordinates", "mask_prompt") if name in options}
         prompts = PromptEncoder3D(16, grid, size, **encoder_options)
         decoder = MaskDecoder3D(16, num_heads=2, mlp_dim=32, iou_hidden=8, **options)
-        return SegVol(None, prompts, decoder, image_size=size, detail=detail).eval()
+        return SegVol(None, prompts, decoder, image_size=size, detail_channels=detail).eval()
 
     return build

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from encoders.vit3d import ViT3D
 from segvol_head import ImageFeatures, MaskDecoder3D, PromptEncoder3D, Prompts, SegVol, bce_loss, dice_loss
-from segvol_head.detail import DetailNetwork, detail_network
 
 TOKENS, WIDTH, SIZE = 24, 16, (8, 16, 12)
 
@@ -81,13 +81,13 @@ def test_a_mask_prompt_needs_a_model_that_learned_it(small_segvol, features):
 
 @torch.no_grad()
 def test_prompts_of_several_volumes_in_one_batch(small_segvol):
-    model = small_segvol(detail=detail_network(3, 8))
-    tokens, volumes = torch.randn(2, TOKENS, WIDTH), torch.rand(2, 1, *SIZE)
-    both = model.features(tokens, volumes)
+    model = small_segvol(detail=3)
+    tokens, detail = torch.randn(2, TOKENS, WIDTH), torch.randn(2, 3, *SIZE)
+    both = model.features(tokens, detail)
     embeddings, index = text(5), torch.tensor([1, 0, 1, 1, 0])
     together = model.decode(both, Prompts(text=embeddings), index)
     for p, owner in enumerate(index):
-        alone = model.features(tokens[owner : owner + 1], volumes[owner : owner + 1])
+        alone = model.features(tokens[owner : owner + 1], detail[owner : owner + 1])
         one = model.decode(alone, Prompts(text=embeddings[p : p + 1]))
         torch.testing.assert_close(together[p : p + 1], one, atol=1e-5, rtol=1e-5)
 
@@ -101,7 +101,7 @@ def test_the_index_may_be_left_out_where_there_is_no_choice(small_segvol, featur
 
 
 def test_no_prompts_give_no_masks(small_segvol, features):
-    for model in (small_segvol(), small_segvol(detail=detail_network(2, 8))):
+    for model in (small_segvol(), small_segvol(detail=2)):
         nothing = Prompts(text=torch.zeros(0, WIDTH))
         assert model.decode(features, nothing, torch.zeros(0, dtype=torch.long)).shape == (0, 1, *SIZE)
         assert model.decode(features, nothing[0:0], torch.zeros(0), all_masks=True).shape == (0, 4, *SIZE)
@@ -109,7 +109,7 @@ def test_no_prompts_give_no_masks(small_segvol, features):
 
 @torch.no_grad()
 def test_one_mask_unless_all_are_asked_for(small_segvol, features):
-    model, prompts = small_segvol(detail=None), Prompts(text=text(2))
+    model, prompts = small_segvol(), Prompts(text=text(2))
     every = model.decode(features, prompts, all_masks=True)
     assert every.shape == (2, 4, *SIZE)
     torch.testing.assert_close(every[:, :1], model.decode(features, prompts))
@@ -134,20 +134,22 @@ def test_both_norms_of_the_upscaling():
 
 @torch.no_grad()
 def test_detail_adds_what_the_token_grid_cannot_show(small_segvol):
-    model = small_segvol(detail=detail_network(3, 8))
-    tokens, volume = torch.randn(1, TOKENS, WIDTH), torch.zeros(1, 1, *SIZE)
-    speck = volume.clone()
+    model = small_segvol(detail=3)
+    tokens, detail = torch.randn(1, TOKENS, WIDTH), torch.zeros(1, 3, *SIZE)
+    speck = detail.clone()
     speck[..., 3, 5, 7] = 1
     prompts = Prompts(text=text(2))
-    plain, spotted = (model.decode(model.features(tokens, seen), prompts) for seen in (volume, speck))
-    assert (plain - spotted).abs().amax() > 1e-4
-    assert model.features(tokens, volume).detail.shape == (1, 3, *SIZE)
+    plain, spotted = (model.decode(model.features(tokens, seen), prompts) for seen in (detail, speck))
+    changed = (plain - spotted).abs()
+    assert changed[..., 3, 5, 7].amin() > 1e-4
+    changed[..., 3, 5, 7] = 0
+    assert not changed.any()  # one voxel, where the token grid is 4 wide
 
 
 @torch.no_grad()
 def test_detail_is_a_dot_product_with_its_features(small_segvol):
-    model, prompts = small_segvol(detail=detail_network(3, 8)), Prompts(text=text(1))
-    features = model.features(torch.randn(1, TOKENS, WIDTH), torch.rand(1, 1, *SIZE))
+    model, prompts = small_segvol(detail=3), Prompts(text=text(1))
+    features = model.features(torch.randn(1, TOKENS, WIDTH), torch.randn(1, 3, *SIZE))
     *hyper, bias = model.detail_hyper(model.low_res(features, prompts).mask_tokens)[0, 0]
     weights = torch.stack(hyper) + model.detail_align(prompts.text)[0]  # the text also picks features directly
     without = SegVol(None, model.prompt_encoder, model.mask_decoder, image_size=SIZE)
@@ -157,16 +159,10 @@ def test_detail_is_a_dot_product_with_its_features(small_segvol):
     torch.testing.assert_close(model.decode(features, prompts), expected, atol=1e-5, rtol=1e-5)
 
 
-@torch.no_grad()
-def test_detail_takes_sides_that_eight_does_not_divide():
-    assert detail_network(2, 8)(torch.rand(1, 1, 5, 17, 8)).shape == (1, 2, 5, 17, 8)
-    with pytest.raises(ValueError, match="filters=12 must be divisible by 8"):
-        DetailNetwork(2, 12)
-
-
 def test_every_part_that_is_used_learns(small_segvol):
-    model = small_segvol(detail=detail_network(3, 8), mask_prompt=True).train()
+    model = small_segvol(detail=3, mask_prompt=True).train()
     tokens = torch.randn(2, TOKENS, WIDTH, requires_grad=True)
+    detail = torch.randn(2, 3, *SIZE, requires_grad=True)
     embedding = text(3).requires_grad_()
     prompts = Prompts(
         text=embedding,
@@ -175,10 +171,11 @@ def test_every_part_that_is_used_learns(small_segvol):
         boxes=torch.tensor([[0.0, 0, 0, 4, 4, 4]] * 3),
         mask=torch.randn(3, 1, *SIZE),
     )
-    logits = model.decode(model.features(tokens, torch.rand(2, 1, *SIZE)), prompts, torch.tensor([1, 0, 1]))
+    logits = model.decode(model.features(tokens, detail), prompts, torch.tensor([1, 0, 1]))
     target = (torch.rand(3, 1, *SIZE) > 0.5).float()
     (dice_loss(logits, target) + bce_loss(logits, target)).backward()
     assert tokens.grad.abs().sum() > 0
+    assert bool(detail.grad.flatten(1).any(dim=1).all())
     assert embedding.grad.abs().sum() > 0
     idle = {name for name, weight in model.named_parameters() if weight.grad is None}
     expected = {"prompt_encoder.no_mask_embed.weight"}  # a mask stands in its place
@@ -189,14 +186,14 @@ def test_every_part_that_is_used_learns(small_segvol):
 
 @torch.no_grad()
 def test_bfloat16_stays_close(small_segvol):
-    model = small_segvol(detail=detail_network(3, 8), mask_prompt=True)
-    tokens, volume = torch.randn(1, TOKENS, WIDTH), torch.rand(1, 1, *SIZE)
+    model = small_segvol(detail=3, mask_prompt=True)
+    tokens, detail = torch.randn(1, TOKENS, WIDTH), torch.randn(1, 3, *SIZE)
     prompts = Prompts(text=text(1), **point(2, 3, 4), mask=torch.randn(1, 1, *SIZE))
-    exact = model.decode(model.features(tokens, volume), prompts)
+    exact = model.decode(model.features(tokens, detail), prompts)
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = model.decode(model.features(tokens, volume), prompts)
+        mixed = model.decode(model.features(tokens, detail), prompts)
     model.bfloat16()
-    half = model.decode(model.features(tokens.bfloat16(), volume.bfloat16()), prompts)
+    half = model.decode(model.features(tokens.bfloat16(), detail.bfloat16()), prompts)
     for logits in (mixed, half):
         assert logits.dtype == torch.float32
         assert (logits - exact).abs().mean() < 0.05 * exact.std() + 0.02
@@ -204,7 +201,7 @@ def test_bfloat16_stays_close(small_segvol):
 
 def test_built_on_the_meta_device_then_drawn(small_segvol):
     with torch.device("meta"):
-        model = small_segvol(detail=detail_network(2, 8))
+        model = small_segvol(detail=2)
     model.to_empty(device="cpu").init_weights()
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
     matrix = model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
@@ -228,6 +225,23 @@ def test_an_image_encoder_is_used_where_there_is_one(small_segvol, features):
         own.encode(torch.rand(2, 1, *SIZE))
 
 
+@torch.no_grad()
+def test_an_image_encoder_with_detail_is_looked_through_once(small_segvol):
+    torch.manual_seed(0)
+    tower = ViT3D(
+        image_size=SIZE, patch_size=(4, 4, 4), hidden_size=WIDTH, mlp_dim=32, num_layers=1, num_heads=2,
+        cls_token=False, detail_channels=3,
+    ).eval()  # fmt: skip
+    own = small_segvol(detail=3)
+    model = SegVol(tower, own.prompt_encoder, own.mask_decoder, image_size=SIZE, detail_channels=3).eval()
+    volumes, looked = torch.rand(2, 1, *SIZE), []
+    tower.detail.register_forward_hook(lambda *_: looked.append(1))
+    features = model.encode(volumes)
+    assert looked == [1]
+    assert torch.equal(features.detail, tower.detail(volumes))
+    assert torch.equal(features.tokens.flatten(2).transpose(1, 2), tower(volumes))
+
+
 def test_contradictory_shapes_are_clear_errors(small_segvol, features):
     model, prompts = small_segvol(), Prompts(text=text(3))
     with pytest.raises(ValueError, match="was a class token left in"):
@@ -242,11 +256,27 @@ def test_contradictory_shapes_are_clear_errors(small_segvol, features):
         model.decode(features, prompts, torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="text prompts are 8 wide, this decoder needs 16"):
         model.decode(features, Prompts(text=torch.zeros(2, 8)))
-    detailed = small_segvol(detail=detail_network(2, 8))
-    with pytest.raises(ValueError, match="needs the volumes too"):
-        detailed.features(torch.zeros(1, TOKENS, WIDTH))
-    with pytest.raises(ValueError, match="these features have none"):
-        detailed.decode(features, Prompts(text=text(2)))
+
+
+def test_a_head_that_draws_with_detail_refuses_to_go_without(small_segvol, features):
+    model, tokens = small_segvol(detail=2), torch.zeros(1, TOKENS, WIDTH)
+    needed = r"draws with features of every voxel, \(1, 2, 8, 16, 12\); got "
+    for given, got in (
+        (None, "none"),
+        (torch.zeros(1, 3, *SIZE), r"\(1, 3, 8, 16, 12\)"),  # of another tower
+        (torch.zeros(1, 2, 8, 16, 16), r"\(1, 2, 8, 16, 16\)"),  # of another grid
+        (torch.zeros(2, 2, *SIZE), r"\(2, 2, 8, 16, 12\)"),  # of more volumes than there are tokens of
+    ):
+        with pytest.raises(ValueError, match=needed + got):
+            model.features(tokens, given)
+    assert model.features(tokens, torch.zeros(1, 2, *SIZE)).detail is not None
+    with pytest.raises(ValueError, match="these have none; make them with `encode`"):
+        model.decode(features, Prompts(text=text(2)))
+
+
+def test_a_head_without_detail_lets_it_pass(small_segvol):
+    """So that a published head draws with a tower that has some for others."""
+    assert small_segvol().features(torch.zeros(1, TOKENS, WIDTH), torch.zeros(1, 2, *SIZE)).detail is None
 
 
 def test_nonsense_configurations_are_refused(small_segvol):

@@ -25,11 +25,11 @@ def segvol() -> PromptedSegVol:
     torch.manual_seed(0)
     vision = M3DVisionConfig(
         image_size=list(GRID), patch_size=[4, 8, 8], hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2,
+        num_attention_heads=2, detail_channels=4,
     )  # fmt: skip
     seg = M3DSegConfig(
         decoder_heads=2, decoder_mlp_dim=32, iou_hidden_size=16, num_masks=1, coordinates="grid",
-        upscale_norm="channel", mask_prompt=True, detail_channels=4, detail_filters=8, projector_dropout=0.0,
+        upscale_norm="channel", mask_prompt=True, projector_dropout=0.0,
     )  # fmt: skip
     return PromptedSegVol(M3DSegVolConfig(vision_config=vision, seg_config=seg, text_width=12))
 

@@ -87,11 +87,11 @@ def alone(tmp_path_factory) -> Path:
     return output
 
 
-def same_weights(one: Path, other: Path) -> None:
+def same_weights(one: Path, other: Path, atol: float = 1e-5) -> None:
     first, second = (torch.load(path, weights_only=True) for path in (one, other))
     assert first.keys() == second.keys()
     for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(second[name], value, rtol=1e-4, atol=atol, msg=name)
 
 
 def matches(alone: Path, output: Path, engine: str) -> None:
@@ -126,7 +126,9 @@ def test_the_whole_model_does_under_zero3_what_it_does_alone(tmp_path):
     assert (tmp_path / "zero3" / "engine.txt").read_text() == "zero3"
     for one, other in zip(rows(tmp_path / "alone"), rows(tmp_path / "zero3"), strict=True):
         assert other == pytest.approx(one, rel=1e-4)
-    same_weights(tmp_path / "alone" / "model" / "weights.pt", tmp_path / "zero3" / "model" / "weights.pt")
+    # A few weights of its convolutions have gradients as small as Adam's epsilon, 1e-8, so that rounding shows there;
+    # the others move by 5e-3 in the first step.
+    same_weights(tmp_path / "alone" / "model" / "weights.pt", tmp_path / "zero3" / "model" / "weights.pt", atol=2e-4)
 
 
 @pytest.mark.slow

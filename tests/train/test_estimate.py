@@ -49,10 +49,10 @@ def published() -> M3DConfig:
     )
 
 
-def tiny(**seg: object) -> M3DConfig:
+def tiny(*, detail: tuple[int, int] = (0, 8), pooling: str = "spatial", **seg: object) -> M3DConfig:
     vision = {
         "image_size": [32, 64, 64], "patch_size": [4, 8, 8], "hidden_size": 96, "intermediate_size": 384,
-        "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "detail_channels": detail[0], "detail_filters": detail[1],
     }  # fmt: skip
     head = {
         "decoder_heads": 4,
@@ -65,7 +65,11 @@ def tiny(**seg: object) -> M3DConfig:
         vocab_size=200, hidden_size=128, intermediate_size=344, num_hidden_layers=4, num_attention_heads=4
     )
     return M3DConfig(
-        vision_config=M3DVisionConfig(**vision), text_config=text, seg_config=M3DSegConfig(**head, **seg), **IDS
+        vision_config=M3DVisionConfig(**vision),
+        text_config=text,
+        seg_config=M3DSegConfig(**head, **seg),
+        pooling=pooling,
+        **IDS,
     )
 
 
@@ -258,12 +262,39 @@ def test_the_mask_head_keeps_what_the_formula_says(bf16):
     assert kept == pytest.approx(activations.mask_head(config, work), rel=0.06)
 
 
-def test_the_detail_path_keeps_what_the_formula_says():
-    config = tiny(encoder_config=None, detail_channels=8, detail_filters=8)
-    detail = M3DForConditionalGeneration(config).seg_head.detail
-    kept = kept_by(detail, lambda: detail(torch.rand(1, 1, 32, 64, 64)))
-    work = Work(rows=1, tokens=1, volumes=1, masks=0, bf16=False)
-    assert kept == pytest.approx(activations.mask_head(config, work), rel=0.1)
+@pytest.mark.parametrize(("channels", "filters", "bf16"), [(8, 8, False), (16, 8, False), (4, 16, False), (8, 8, True)])
+def test_the_detail_path_keeps_what_the_formula_says(channels, filters, bf16):
+    config = tiny(encoder_config=None, detail=(channels, filters))
+    tower = M3DForConditionalGeneration(config).vision_tower
+    work = Work(rows=0, tokens=0, volumes=1, bf16=bf16, wide=bf16)
+    pixels = torch.rand(1, 1, 32, 64, 64)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        closely = kept_by(tower, lambda: tower.detail_embedding(tower.detail(pixels)))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        whole = kept_by(tower, lambda: tower.look(pixels))
+    casts = 2 * sum(value.numel() for value in tower.parameters()) if bf16 else 0
+    own = [*tower.detail.parameters(), *tower.detail_embedding.parameters()]
+    casts_of_its_own = 2 * sum(value.numel() for value in own) if bf16 else 0
+    assert closely - casts_of_its_own == pytest.approx(activations.detail(config.vision, work), rel=0.05)
+    assert whole - casts == pytest.approx(activations.vision(config.vision, work), rel=0.05)
+
+
+def test_detail_is_counted_with_the_tower_that_learns_and_not_with_the_masks():
+    plain, detailed = tiny(encoder_config=None), tiny(encoder_config=None, detail=(8, 16))
+    work = Work(rows=0, tokens=0, volumes=2, masks=3, bf16=True)
+    voxels, more = 2 * 32 * 64 * 64, 16 * 16 + 3 * 8
+    assert activations.vision(detailed.vision, work) - activations.vision(plain.vision, work) == 2 * voxels * more
+    assert activations.mask_head(detailed, work) == activations.mask_head(plain, work)
+
+
+@pytest.mark.parametrize("pooling", ["spatial", "stacked"])
+def test_the_perceiver_keeps_what_the_formula_says(pooling):
+    config = tiny(encoder_config=None, pooling=pooling)
+    perceiver = M3DForConditionalGeneration(config).perceiver
+    kept = kept_by(perceiver, lambda: perceiver(torch.randn(2, 512, 96, requires_grad=True)))
+    entering = 96 * (8 if pooling == "stacked" else 1)
+    assert kept == 2 * 64 * 4 * (entering + 2 * 128)  # 64 tokens of a volume; into two linear layers and a GELU
+    assert activations.perceiver(config, Work(rows=1, tokens=1, volumes=2, bf16=False)) == kept
 
 
 # -- machines ----------------------------------------------------------------------------------------------------------
