@@ -36,6 +36,11 @@ STAGES: Mapping[str, Stage] = {
         does="a language model from nothing reads the texts alone; for small models, not published",
         source="ours",
     ),
+    "take_words": Stage(
+        module="m3d.recipes.take_words",
+        does="a pretrained language model out of a Python package, as a plain folder",
+        source="ours; SmolLM2",
+    ),
     "align": Stage(
         module="m3d.recipes.align",
         does="perceiver and new tokens learn to speak to a frozen language model",
