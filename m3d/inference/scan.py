@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data_prep.boxes import Box, to_mm, to_voxel
@@ -20,7 +21,7 @@ from data_prep.preprocess import Prepared
 from data_prep.volume import Volume
 from m3d.inference.results import FoundBox, FoundMask, Result
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
-from m3d.models.processing import BOX_START
+from m3d.models.processing import BOX_START, IGNORED, encode_exchange
 from m3d.models.seg_token import find_seg_tokens
 from m3d.tasks.base import Phrases
 from m3d.tasks.codecs import Frac3
@@ -134,6 +135,29 @@ class Scan:
             raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
         masks, notes = self._draw(names, spoken.prompts, geometry)
         return self._result("segment", prompt, spoken.text, (), masks, notes, began)
+
+    @torch.inference_mode()
+    def log_likelihoods(self, prompt: str, answers: Sequence[str]) -> tuple[float, ...]:
+        """How likely the model finds each answer to a prompt: the log probabilities of its tokens added up, in nats.
+
+        Raises:
+            ValueError: There is no answer to judge.
+        """
+        if not answers:
+            raise ValueError("no answers to judge: give at least one")
+        model, processor = self.model, self.processor
+        rows = [encode_exchange(processor.tokenizer, processor.write(prompt), answer) for answer in answers]
+        read, longest = self.prefix.get_seq_length(), max(len(ids) for ids, _ in rows)
+        ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows], device=model.device)
+        labels = torch.tensor([some + [IGNORED] * (longest - len(some)) for _, some in rows], device=model.device)
+        prefix = copy.deepcopy(self.prefix)
+        prefix.batch_repeat_interleave(len(rows))
+        logits = model(input_ids=ids[:, read:], past_key_values=prefix).logits[:, :-1]
+        following = labels[:, read + 1 :]
+        lost = F.cross_entropy(
+            logits.flatten(0, 1).float(), following.flatten(), ignore_index=IGNORED, reduction="none"
+        )
+        return tuple((-lost.view(following.shape).sum(dim=1)).tolist())
 
     # -- talking --------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from data_prep.volume import Volume
 from m3d.models.config import M3DConfig
 
 IMAGE_TOKEN, BOX_START, BOX_END, SEG_TOKEN = "<im_patch>", "<bx_start>", "<bx_end>", "[SEG]"
+IGNORED = -100
 
 
 class TokenIds(TypedDict):
@@ -42,6 +43,21 @@ def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     found = tokenizer.convert_tokens_to_ids(token)
     assert isinstance(found, int)
     return found
+
+
+def encode_exchange(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """Token ids and labels of ``prompt answer EOS``; only the answer and EOS are learned.
+
+    Prompt and answer are tokenised together, as they will stand, and told apart by their character offsets.
+    """
+    encoded = tokenizer(f"{prompt} {answer}", return_offsets_mapping=True)
+    ids: list[int] = list(encoded["input_ids"])
+    learned = [end > len(prompt) for _, end in encoded["offset_mapping"]]
+    if ids[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text by itself
+        learned[-1] = True
+    else:
+        ids, learned = [*ids, tokenizer.eos_token_id], [*learned, True]
+    return ids, [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
 
 
 class M3DProcessor(ProcessorMixin):

@@ -25,6 +25,8 @@ import yaml
 
 from data_prep.atomic import atomic_path
 from data_prep.store import Store
+from m3d.config import load_config
+from m3d.recipes.registry import recipe
 
 MANIFEST, RECIPE, BEGUN, FORMAT = "manifest.json", "recipe.yaml", "begun.json", "m3d.checkpoint/1"
 PACKAGES = ("torch", "transformers", "peft", "monai", "numpy", "safetensors", "deepspeed")
@@ -231,9 +233,22 @@ def state_of(output: Path, facts: Mapping[str, Any]) -> str:
     known = found or _begun_facts(output)
     if known is None:
         return "to do"
+    if found is not None:
+        known = {**found, "config_sha256": _hash_today(model_folder(output), found)}
     if why := _difference(known, facts):
         return why
     return "done" if found is not None and found.get("final") else "to do"
+
+
+def _hash_today(folder: Path, manifest: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """The hash of a folder's recipe as it is read today: a setting that is newer has its default."""
+    known = manifest.get("config_sha256")
+    if not (folder / RECIPE).is_file():
+        return known
+    try:
+        return config_hash(load_config(recipe(manifest["stage"]).Config, folder / RECIPE))
+    except ValueError:  # it has a setting that is no more
+        return known
 
 
 def _begun_facts(output: Path) -> dict[str, Any] | None:

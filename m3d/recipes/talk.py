@@ -105,6 +105,8 @@ class ExchangesConfig(StoresConfig):
         packing: One row for the exchanges of a volume, which is shown once.
         simulated: Masks of a volume that are drawn from clicks and boxes too.
         window: Volumes within which those with rows of similar length are brought together.
+        looks: In how many ways each volume is varied; 0 for anew at every visit. Where the tower stands still and
+            nothing is drawn, it looks at each such picture once and its tokens stay in memory, 2 bytes a number.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -116,6 +118,7 @@ class ExchangesConfig(StoresConfig):
     packing: bool = True
     simulated: int = 0
     window: int = 0
+    looks: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +156,8 @@ class TalkConfig:
         """Refuse what could not be loaded again."""
         if self.saved == "parts" and self.init.language_model is None:
             raise ValueError("saved=parts leaves the language model where it is: give its folder, init.language_model")
+        if self.data.looks and self.engine.name in ("zero3", "fsdp"):
+            raise ValueError(f"data.looks with engine={self.engine.name}: its parts are fetched by all at once; take 0")
         if self.saved == "parts" and self.parts.language_model == "full":
             raise ValueError("parts.language_model=full changes all of its weights; use saved=whole")
 
@@ -217,6 +222,7 @@ def exchanges(config: TalkConfig, built: Built, augment: Augment | None) -> Exch
         max_length=data.max_length,
         whole_first=data.whole_first,
         most=data.most,
+        looks=data.looks if augment is not None else 1,
     )
 
 

@@ -1,6 +1,6 @@
 """Items to batches: plain dicts, as the contract of `m3d.train` has them."""
 
-# V = volumes, S = places where a row shows a volume, M = masks in reading order, (D, H, W) = the model's grid
+# V = volumes, S = places where a row shows a volume, M = masks and N = boxes in reading order, (D, H, W) = model's grid
 
 import random
 from collections import Counter
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from m3d.models.processing import IMAGE_TOKEN, M3DProcessor
-from m3d.train.exchanges import IGNORED
+from m3d.models.processing import IGNORED, IMAGE_TOKEN, M3DProcessor
 from m3d.train.packing import Row, exchanges_of, pack, prefix_row, stack, unpacked
 from m3d.train.views import Drawn, Talk
 
@@ -46,12 +45,15 @@ class Collator:
         exchanges = list(exchanges_of(rows))
         owners = [volume for row, volume in zip(rows, shown, strict=True) for _ in row.exchanges]
         masks = [exchange.masks for exchange in exchanges if exchange.masks is not None]
+        boxes = [exchange.boxes for exchange in exchanges if exchange.boxes is not None]
         batch: dict[str, Any] = dict(stack(rows, self.processor.tokenizer.pad_token_id, self.multiple))
         batch |= {
             "pixel_values": torch.stack([item.pixels for item in items]),
             "volume_index": torch.tensor(shown),
             "masks": torch.cat(masks) if masks else _no_masks(items[0].pixels),
             "mask_volume": _mask_owners([exchange.masks for exchange in exchanges], owners),
+            "boxes": torch.cat(boxes) if boxes else torch.zeros(0, 6),
+            "pictures": [item.picture for item in items],
             "ids": [exchange.id for exchange in exchanges],
             "seed": seed_of(*(item.seed for item in items)),
             "turn": min(item.index for item in items) // self.global_batch,
@@ -62,6 +64,7 @@ class Collator:
         batch["counts"] = {
             "text": int((batch["labels"][:, 1:] != IGNORED).sum()),
             "masks": len(batch["masks"]),
+            "boxes": int(batch["boxes"].isfinite().all(dim=1).sum()),
             "prompted": len(batch.get("prompted", ())),
             "volumes": len(items),
             "exchanges": len(exchanges),

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from m3d.models.clip import Pair
+from m3d.models.processing import encode_exchange
 from m3d.models.seg_token import find_seg_tokens, seg_states
 from m3d.models.segvol import PromptedSegVol
 from m3d.tasks.naming import SEG
 from m3d.tasks.wordings import Phrases
 from m3d.train.collate import collate_masks
-from m3d.train.exchanges import encode_exchange
 from m3d.train.objective import KINDS, Loss, LossWeights, balanced_bce, correct, simulate_prompts
 from m3d.train.views import Drawn
 from segvol_head import ImageFeatures, dice_loss

@@ -7,28 +7,29 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from data_prep.boxes import box_of_mask, to_norm
 from data_prep.laterality import mirrored, strings_in
 from data_prep.record import MaskTruth, Record
+from m3d.models.processing import IGNORED
 from m3d.train.cases import Entry, TrainingCase
-
-IGNORED = -100
 
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
     """One prompt and answer as the model reads them standing alone, image placeholders and all.
 
-    ``labels`` are -100 outside the answer; ``masks`` (m, 1, D, H, W) are those of its ``[SEG]``, in order.
+    ``labels`` are -100 outside the answer; ``masks`` (m, 1, D, H, W) are those of its ``[SEG]``, in order. ``boxes``
+    (b, 6) are those of the answer's ``<bx_start>``: lo and hi along d, h, w as shares of the grid, NaN where not known.
     """
 
     id: str
     ids: list[int]
     labels: list[int]
     masks: Tensor | None = None
+    boxes: Tensor | None = None
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------
@@ -163,22 +164,17 @@ def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
     return type(value)(map(_mirrored, value)) if isinstance(value, (list, tuple)) else value
 
 
+def box_targets(record: Record, count: int) -> Tensor | None:
+    """The boxes of an answer in which ``count`` begin, ``(count, 6)``; NaN where they are not the record's own."""
+    boxes = record.target.boxes or ()
+    if not count:
+        return None
+    if len(boxes) != count or any(box.frame != "norm" for box in boxes):
+        return torch.full((count, 6), torch.nan)
+    return torch.tensor([[*box.lo, *box.hi] for box in boxes])
+
+
 # -- in tokens ------------------------------------------------------------------------------------------------------
-
-
-def encode_exchange(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Token ids and labels of ``prompt answer EOS``; only the answer and EOS are learned.
-
-    Prompt and answer are tokenised together, as they will stand, and told apart by their character offsets.
-    """
-    encoded = tokenizer(f"{prompt} {answer}", return_offsets_mapping=True)
-    ids: list[int] = list(encoded["input_ids"])
-    learned = [end > len(prompt) for _, end in encoded["offset_mapping"]]
-    if ids[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text by itself
-        learned[-1] = True
-    else:
-        ids, learned = [*ids, tokenizer.eos_token_id], [*learned, True]
-    return ids, [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
 
 
 def shorten(

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from m3d.models import M3DForConditionalGeneration
 from m3d.models.modeling import M3DVolumeFeatures
+from m3d.models.processing import IGNORED
 from m3d.models.seg_token import SegTokens, find_seg_tokens
-from m3d.train.exchanges import IGNORED
 from segvol_head import Prompts, bce_loss, dice_loss
 
 KINDS = ("click", "box", "click and box", "name and click", "name and box")
@@ -37,15 +37,23 @@ class Loss:
 class LossWeights:
     """The paper adds language, Dice and BCE with weights of 1 (section 4.2; REFERENCE A1.3).
 
-    ``prompted`` is ours: masks from clicks and boxes, with and without a name beside them. Where it, ``dice`` and
-    ``bce`` are all 0, nothing is drawn.
+    Two are ours. ``prompted``: masks from clicks and boxes, with and without a name beside them. Where it, ``dice`` and
+    ``bce`` are all 0, nothing is drawn. ``boxes``: the state at ``<bx_start>`` gives the box in numbers as well as in
+    digits. Digits tell a language model from nothing little of where to look: without this it learned every usual
+    answer and never looked (docs/training.md).
     """
 
     text: float = 1.0
     dice: float = 1.0
     bce: float = 1.0
     prompted: float = 0.5
+    boxes: float = 0.0
     positive_share: float = 0.0
+
+
+def box_reader(width: int) -> nn.Sequential:
+    """From a state ``(N, E)`` to the logits of a box, ``(N, 6)``; it serves training alone and is not saved."""
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
 
 
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -84,6 +92,9 @@ class TalkAndDraw(nn.Module):
         self.draws = model.seg_head is not None and max(weights.dice, weights.bce, weights.prompted) > 0
         if self.draws and model.merge != "each":
             raise ValueError('seg_config.merge="mean" draws one mask a row and cannot learn several; train with "each"')
+        width = model.config.text.hidden_size
+        self.box_reader = box_reader(width) if weights.boxes > 0 else None
+        self._kept: dict[str, Tensor] = {}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
         """Sums by name; `Loss` says what the trainer divides them by."""
@@ -94,16 +105,50 @@ class TalkAndDraw(nn.Module):
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             position_ids=batch.get("position_ids"),
-            pixel_values=batch["pixel_values"],
+            mm_encoder_outputs={"image": self._look(batch)},
             volume_index=batch["volume_index"],
             logits_to_keep=read,  # no logits where nothing is learned
-            output_hidden_states=self.draws,
+            output_hidden_states=self.draws or self.box_reader is not None,
             use_cache=False,
         )
         losses = {"text": Loss(text_loss(out.logits, following[:, read]), "text", self.weights.text)}
+        if self.box_reader is not None:
+            losses["boxes"] = self._read_boxes(batch, out.hidden_states[-1])
         if self.draws:
             losses |= self._draw(batch, out.hidden_states[-1], out.volume_features)
         return losses
+
+    def _look(self, batch: Mapping[str, Any]) -> M3DVolumeFeatures:
+        """The volumes' features; a tower that stands still looks at a named picture once, and what it saw is kept.
+
+        It looks at such pictures one by one, so that what it sees does not depend on the company.
+        """
+        pixels, pictures = batch["pixel_values"], batch.get("pictures") or [None]
+        still = not any(parameter.requires_grad for parameter in self.model.vision_tower.parameters())
+        if self.draws or not still or None in pictures:
+            return self.model.get_image_features(pixels)
+        tower = self.model.vision_tower
+        for number, picture in enumerate(pictures):
+            if picture not in self._kept:
+                with torch.no_grad():
+                    seen = tower.patches(pixels[number : number + 1].to(tower.norm.weight.dtype))
+                self._kept[picture] = seen[0].to("cpu", torch.bfloat16)
+        tokens = torch.stack([self._kept[picture] for picture in pictures]).to(pixels.device, tower.norm.weight.dtype)
+        return M3DVolumeFeatures(pooler_output=self.model.perceiver(tokens))
+
+    def _read_boxes(self, batch: Mapping[str, Any], hidden: Tensor) -> Loss:
+        """Distance of the boxes that are read off the states at ``<bx_start>``: L1, in sides of the grid."""
+        assert self.box_reader is not None
+        rows, places = (batch["labels"] == self.model.config.box_start_token_id).nonzero(as_tuple=True)
+        truth = batch["boxes"]
+        if len(rows) != len(truth):
+            raise ValueError(f"the answers begin {len(rows)} boxes, there are {len(truth)}; ids: {batch['ids']}")
+        if not len(truth):  # every rank runs the same modules
+            return Loss(0.0 * self.box_reader(hidden[:1, 0]).sum(), "boxes", self.weights.boxes)
+        read = self.box_reader(hidden[rows, places]).float().sigmoid()
+        known = truth.isfinite().all(dim=1, keepdim=True)
+        wrong = torch.where(known, (read - truth.nan_to_num()).abs(), 0.0)
+        return Loss(wrong.mean(dim=1).sum(), "boxes", self.weights.boxes)
 
     def _draw(self, batch: Mapping[str, Any], hidden: Tensor, features: M3DVolumeFeatures) -> dict[str, Loss]:
         where = find_seg_tokens(batch["input_ids"], self.model.config.seg_token_id)

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from m3d.train.exchanges import IGNORED, Exchange
+from m3d.models.processing import IGNORED
+from m3d.train.exchanges import Exchange
 
 PADDING = -1  # the segment of positions that are nobody's
 

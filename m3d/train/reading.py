@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from m3d.models.processing import IGNORED, encode_exchange
 from m3d.tasks import TASKS, render
 from m3d.tasks.codecs import BoxCodec, Frac3
 from m3d.train.cases import TrainingCase
-from m3d.train.exchanges import IGNORED, choose, encode_exchange, narrow, place
+from m3d.train.exchanges import choose, narrow, place
 from m3d.train.objective import Loss
 from m3d.train.views import Look
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from data_prep.laterality import bound_axes, mirrorable, mirrored, speaks_of_density
 from data_prep.record import Record
-from m3d.models.processing import SEG_TOKEN, M3DProcessor
+from m3d.models.processing import BOX_START, SEG_TOKEN, M3DProcessor, encode_exchange
 from m3d.tasks import TASKS, render
 from m3d.tasks.codecs import BoxCodec
 from m3d.train.augment import Augment, Augmented
 from m3d.train.cases import Arrays, TrainingCase, holds_in_one_pose, to_tensors
-from m3d.train.exchanges import Exchange, choose, encode_exchange, mirror, narrow, place, reorder, shorten, spoken
+from m3d.train.exchanges import Exchange, box_targets, choose, mirror, narrow, place, reorder, shorten, spoken
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,10 @@ def moved(
 
 @dataclass(frozen=True, eq=False)
 class Talk:
-    """A volume ``(1, D, H, W)`` and the exchanges about it; ``lost`` counts those that were cut or left out, by why."""
+    """A volume ``(1, D, H, W)`` and the exchanges about it; ``lost`` counts those that were cut or left out, by why.
+
+    ``picture`` names the volume as it is shown, where the same will be shown again.
+    """
 
     id: str
     index: int
@@ -96,6 +99,7 @@ class Talk:
     pixels: Tensor
     exchanges: tuple[Exchange, ...]
     lost: Counter[str]
+    picture: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,7 @@ class Exchanges:
         max_length: Tokens of one exchange standing alone; a longer answer is cut, or left out if it draws.
         whole_first: Begin with the record that asks for most masks, all at once.
         most: Masks that other segmentation exchanges ask for at most.
+        looks: In how many ways each volume is varied; 0 for anew at every visit.
     """
 
     processor: M3DProcessor
@@ -120,6 +125,7 @@ class Exchanges:
     max_length: int | None = None
     whole_first: bool = False
     most: int = 2
+    looks: int = 0
     warned: Counter[str] = field(default_factory=Counter, repr=False, compare=False, init=False)
 
     def __post_init__(self) -> None:
@@ -133,13 +139,22 @@ class Exchanges:
             value = getattr(self, name)
             if value is not None and value < smallest:
                 raise ValueError(f"{name}={value} leaves no room beside the {smallest - 8} tokens of a volume")
-        if self.exchanges < 1 or self.most < 1:
-            raise ValueError(f"exchanges={self.exchanges} and most={self.most} must be 1 or more")
+        if self.exchanges < 1 or self.most < 1 or self.looks < 0:
+            raise ValueError(
+                f"exchanges={self.exchanges} and most={self.most} must be 1 or more, looks={self.looks} not below 0"
+            )
 
     @cached_property
     def seg_token_id(self) -> int:
         """The id of ``[SEG]``."""
         found = self.processor.tokenizer.convert_tokens_to_ids(SEG_TOKEN)
+        assert isinstance(found, int)
+        return found
+
+    @cached_property
+    def box_token_id(self) -> int:
+        """The id of ``<bx_start>``."""
+        found = self.processor.tokenizer.convert_tokens_to_ids(BOX_START)
         assert isinstance(found, int)
         return found
 
@@ -149,36 +164,40 @@ class Exchanges:
 
     def size(self, case: TrainingCase, rng: random.Random) -> int:
         """The prefix, and four characters a token."""
-        numbers, _ = self._choose(case, rng)
+        numbers, _, _ = self._choose(case, rng)
         said = [case.entries[number] for number in numbers]
         words = sum(16 + entry.characters // 4 for entry in said)
         return self.processor.num_image_tokens + min(words, self.max_tokens or words)
 
-    def _choose(self, case: TrainingCase, rng: random.Random) -> tuple[list[int], bool]:
-        """The records of a visit, and whether the picture moves, of which those that hold in one pose say nothing."""
+    def _choose(self, case: TrainingCase, rng: random.Random) -> tuple[list[int], bool, str | None]:
+        """The records of a visit, and whether the picture moves, of which those that hold in one pose say nothing.
+
+        Also the name of the picture, where the same is shown again.
+        """
         chance = self.augment.probability if self.augment is not None else 0.0
-        for moving in (rng.random() < chance, False):
+        picture = f"{case.id}/{rng.randrange(self.looks) if chance else 'as it is'}" if self.looks else None
+        moves = (rng if picture is None else random.Random(picture)).random() < chance
+        for moving in (moves, False):
             numbers = choose(
                 case.entries, self.weights, self.exchanges, rng, whole_first=self.whole_first, moving=moving
             )
             if numbers:
                 break
-        return numbers, moving
+        if moving != moves and picture is not None:
+            picture = f"{case.id}/still"
+        return numbers, moving, picture
 
     def show(self, look: Look) -> Talk:
         """Draw records, move the picture, write them true of it."""
         case, rng = look.case, look.rng
-        numbers, moving = self._choose(case, rng)
+        numbers, moving, picture = self._choose(case, rng)
         records = case.records_at(numbers)
         everything = self.whole_first and bool(case.entries[numbers[0]].masks)
         asked = [
             reorder(record, rng) if everything and turn == 0 else narrow(record, rng, self.most)
             for turn, record in enumerate(records)
         ]
-        known = set(case.image.names.values())
-        fixed = any(box.name not in known for record in asked for box in record.target.boxes or ())
-        fixed = fixed or any(holds_in_one_pose(record.meta) for record in asked)
-        shown = moved(look, list(spoken(asked)), self.augment, pose=moving, fixed=fixed)
+        shown = self._moved(look, asked, moving, picture)
         lost: Counter[str] = Counter()
         exchanges: list[Exchange] = []
         length = 1 + self.processor.num_image_tokens
@@ -191,7 +210,19 @@ class Exchanges:
                 lost["over max_tokens"] += 1
                 break
             exchanges.append(exchange)
-        return Talk(case.id, look.index, look.seed, shown.image[None], tuple(exchanges), lost)
+        return Talk(case.id, look.index, look.seed, shown.image[None], tuple(exchanges), lost, picture)
+
+    def _moved(self, look: Look, asked: Sequence[Record], moving: bool, picture: str | None) -> Augmented:
+        """The picture, moved as far as its texts stay true; where it has a name, all texts that may be drawn of it."""
+        case, said = look.case, asked
+        if picture is not None:
+            look = replace(look, rng=random.Random(f"{picture}/moved"))
+            numbers = [number for number, entry in enumerate(case.entries) if not (moving and entry.fixed)]
+            said = case.records_at(numbers)
+        known = set(case.image.names.values())
+        fixed = any(box.name not in known for record in said for box in record.target.boxes or ())
+        fixed = fixed or any(holds_in_one_pose(record.meta) for record in said)
+        return moved(look, list(spoken(said)), self.augment, pose=moving, fixed=fixed)
 
     def _write(self, record: Record, look: Look, labels: Tensor, lost: Counter[str]) -> Exchange | None:
         true = place(record, look.case, labels)
@@ -207,7 +238,8 @@ class Exchanges:
         if len(short[0]) < len(ids):
             self._warn("cut", record.id, len(ids), lost)
         masks = [look.case.mask(labels, name)[None] for name in said.masks]
-        return Exchange(record.id, *short, torch.stack(masks) if masks else None)
+        boxes = box_targets(true, sum(label == self.box_token_id for label in short[1]))
+        return Exchange(record.id, *short, torch.stack(masks) if masks else None, boxes)
 
     def _warn(self, what: str, record_id: str, length: int, lost: Counter[str]) -> None:
         """Count what did not fit, and say so at 1, 10, 100, ... of them."""

@@ -12,6 +12,7 @@ from data_prep.boxes import Box
 from data_prep.volume import BadScan, Volume
 from data_prep.write import write_volume
 from m3d.inference.checkpoints import resolve
+from m3d.models.processing import encode_exchange
 
 GRID = (8, 16, 24)
 
@@ -103,11 +104,12 @@ def test_report_and_questions(scan):
 
 def test_the_volume_is_encoded_once(model, monkeypatch):
     seen = []
-    look = model.model.vision_tower.forward
-    monkeypatch.setattr(model.model.vision_tower, "forward", lambda v: (seen.append(len(v)), look(v))[1])
+    for part in (model.model.vision_tower, model.model.vision_tower.detail):
+        look = part.forward
+        monkeypatch.setattr(part, "forward", lambda v, *found, look=look: (seen.append(len(v)), look(v, *found))[1])
     scan = model.look(block_scan())
     scan.report(), scan.segment("block"), scan.locate("block"), scan.segment(points=[((3, 6, 8), 1)])
-    assert seen == [1]
+    assert seen == [1, 1]  # by the detail network, then by the ViT
 
 
 def test_points_and_boxes_draw_without_a_name(scan, truth):
@@ -204,3 +206,27 @@ def test_unknown_device_is_refused(taught):
         pytest.skip("this machine has CUDA")
     with pytest.raises(ValueError, match="device 'cuda' is not available here; use one of: auto, cpu"):
         m3d.load(taught, device="cuda")
+
+
+def test_likelihoods_are_those_of_the_answers_read_one_by_one(scan, model):
+    prompt, answers = "Where is the block?", ["It is here.", "There is none at all in this scan."]
+    processor, network = model.processor, model.model
+    found = scan.log_likelihoods(prompt, answers)
+    for answer, value in zip(answers, found, strict=True):
+        ids, labels = encode_exchange(processor.tokenizer, processor.write(prompt), answer)
+        with torch.inference_mode():
+            logits = network(input_ids=torch.tensor([ids]), mm_encoder_outputs={"image": scan.features}).logits[0]
+        odds = logits[:-1].log_softmax(dim=-1)
+        expected = sum(odds[place, label] for place, label in enumerate(labels[1:]) if label >= 0)
+        assert value == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_taught_answer_is_likelier_than_another(scan):
+    taught = scan.ask("Where is the block?").text
+    right, wrong = scan.log_likelihoods("Where is the block?", [taught, taught[::-1]])
+    assert right > wrong
+
+
+def test_no_answers_cannot_be_judged(scan):
+    with pytest.raises(ValueError, match="at least one"):
+        scan.log_likelihoods("Where is the block?", [])

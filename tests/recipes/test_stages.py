@@ -95,6 +95,26 @@ def test_a_chain_knows_what_has_changed(runs, phantom_store, tmp_path):
     assert (moved / "align.old1" / "model" / "manifest.json").is_file() and not (moved / "align").exists()
 
 
+def test_a_setting_that_is_newer_than_a_run_has_its_default(runs, phantom_store, tmp_path):
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(runs, moved)
+    folder = moved / "align" / "model"
+
+    def state(recipe: dict[str, Any]) -> str:
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        stage, link = list(chain.load(chain_of(phantom_store, moved)))[2]
+        assert stage == "align"
+        return state_of(Path(link.output), chain._facts(link))
+
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    manifest = read_manifest(folder) | {"config_sha256": "that of an earlier program"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    older = recipe | {"loss": {name: value for name, value in recipe["loss"].items() if name != "boxes"}}
+    assert state(older) == "done"
+    assert state(recipe | {"loss": recipe["loss"] | {"boxes": 1.0}}) == "a run of another configuration"
+    assert state(recipe | {"no_more": 1}) == "a run of another configuration"
+
+
 @pytest.mark.parametrize("name", ["words", "segvol", "align", "instruct"])
 def test_a_stage_leaves_a_whole_folder_with_its_facts(runs, name, phantom_store):
     folder, found = runs / name / "model", read_manifest(runs / name)

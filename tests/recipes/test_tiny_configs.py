@@ -18,7 +18,7 @@ def test_every_config_is_read_by_its_recipe(path):
 def test_the_chain_hands_every_stage_what_it_begins_from():
     links = list(chain.load(load_config(chain.Config, "configs/tiny/chain.yaml", ["root=/somewhere"])))
     assert [stage for stage, _ in links] == [
-        "pretrain_clip", "pretrain_words", "pretrain_segvol", "align", "instruct", "merge",
+        "pretrain_words", "pretrain_segvol", "align", "instruct", "merge", "pretrain_clip",
     ]  # fmt: skip
     made: list[str] = []
     for _, link in links:
@@ -26,7 +26,7 @@ def test_the_chain_hands_every_stage_what_it_begins_from():
         assert set(parents) <= set(made)
         assert link.output.startswith("/somewhere/runs/tiny/")
         made.append(link.output)
-    assert made[-1] == "/somewhere/runs/tiny/m3d-tiny"
+    assert "/somewhere/runs/tiny/m3d-tiny" in made
     stores = {link.data.stores for _, link in links if hasattr(link, "data")}
     assert stores == {("/somewhere/stores/openkbp", "/somewhere/stores/phantoms")}
     named = {step.config for step in load_config(chain.Config, "configs/tiny/chain.yaml").stages}
@@ -37,4 +37,5 @@ def test_the_tower_is_taught_slowly_once_it_has_learned():
     instruct = load_config(recipe("instruct").Config, "configs/tiny/instruct.yaml")
     assert instruct.optim.lr_by_part["vision_tower"] <= instruct.optim.lr / 10
     align = load_config(recipe("align").Config, "configs/tiny/align.yaml")
-    assert align.parts.vision_tower == align.parts.language_model == "frozen"
+    assert align.parts.vision_tower == "frozen"
+    assert align.loss.boxes > 0  # digits alone taught it every usual answer, and never to look

@@ -24,7 +24,7 @@ from m3d.train.data import (
     VolumeDataset,
     collate_masks,
 )
-from m3d.train.exchanges import choose
+from m3d.train.exchanges import box_targets, choose
 
 WEIGHTS = {"report": 1, "vqa.closed": 1, "vqa.open": 1, "rec.box3d": 1, "reg": 1, "seg.sem": 2, "seg.ref": 1}
 _PATH = Path(__file__).parents[1] / "fixtures" / "small_store.py"
@@ -303,7 +303,7 @@ def test_a_volume_of_which_nothing_is_left_to_say_is_shown_all_the_same(cases, p
     item = VolumeDataset(cases, view)[0]
     batch = Collator(processor=processor)([item])
     assert item.exchanges == () and batch["counts"] == {
-        "text": 0, "masks": 0, "prompted": 0, "volumes": 1, "exchanges": 0, "tokens": 7, "cut": 0, "refused": 1,
+        "text": 0, "masks": 0, "boxes": 0, "prompted": 0, "volumes": 1, "exchanges": 0, "tokens": 7, "cut": 0, "refused": 1,
     }  # fmt: skip
     assert batch["volume_index"].tolist() == [0] and batch["masks"].shape == (0, 1, *small_store.GRID)
 
@@ -338,3 +338,45 @@ def test_what_is_certainly_absent_is_an_empty_mask(tmp_path):
     item = VolumeDataset(stored(root, "train"), Masks(masks=3, absent=1))[0]
     assert item.names == ("liver", "spleen")
     assert item.masks.flatten(1).any(dim=1).tolist() == [True, False]
+
+
+def test_a_volume_has_so_many_looks_and_each_is_always_the_same(cases, view, processor):
+    few = dataclasses.replace(view, looks=2, exchanges=3)
+    shown: dict[str, list[torch.Tensor]] = {}
+    said: dict[str, set[str]] = {}
+    data = VolumeDataset(cases, few, epochs=12)
+    for item in map(data.__getitem__, range(len(data))):
+        shown.setdefault(item.picture, []).append(item.pixels)
+        said.setdefault(item.picture, set()).update(exchange.id for exchange in item.exchanges)
+    assert set(shown) == {f"{case.id}/{number}" for case in cases for number in range(2)}
+    for same in shown.values():
+        assert all(torch.equal(same[0], other) for other in same)
+    assert max(map(len, said.values())) > 3  # other things are said of it at other visits
+
+
+def test_what_is_judged_is_one_look_as_it_is(cases, view):
+    still = dataclasses.replace(view, looks=1, augment=None)
+    item = VolumeDataset(cases, still)[0]
+    assert item.picture == f"{item.id}/as it is"
+    assert torch.equal(item.pixels[0], next(case for case in cases if case.id == item.id).tensors()[0])
+
+
+def test_boxes_of_an_answer_are_those_of_the_picture(cases, processor):
+    view = Exchanges(processor=processor, codec=Frac3(), weights={"rec.box3d": 1, "report": 1, "reg": 1}, exchanges=9)
+    item = VolumeDataset(cases, view)[0]
+    batch = Collator(processor=processor)([item])
+    begin = processor.tokenizer.convert_tokens_to_ids("<bx_start>")
+    assert len(batch["boxes"]) == (batch["labels"] == begin).sum() == batch["counts"]["boxes"] > 0
+    for exchange in item.exchanges:
+        if exchange.boxes is None:
+            assert "rec.box3d" not in exchange.id  # reg has its box in the question, which is not learned
+            continue
+        text = processor.tokenizer.decode([token for token in exchange.labels if token >= 0])
+        (decoded,) = Frac3().decode(text)
+        assert [*decoded.lo, *decoded.hi] == pytest.approx(exchange.boxes[0].tolist(), abs=6e-4)
+
+
+def test_boxes_that_are_not_the_records_own_are_not_known(cases):
+    record = next(one for one in cases[0].records if one.task == "rec.box3d")  # its box is in voxels: not placed yet
+    assert torch.isnan(box_targets(record, 2)).all() and box_targets(record, 0) is None
+    assert torch.isnan(box_targets(record, 1)).all()

@@ -10,9 +10,10 @@ from data_prep.boxes import box_of_mask, to_norm
 from data_prep.phantoms import head_neck
 from data_prep.prepare import Job
 from data_prep.preprocess import Foreground, Preprocess, Window
+from m3d.models.processing import encode_exchange
 from m3d.train.augment import Augment
 from m3d.train.cases import Entry, prepare
-from m3d.train.exchanges import choose, encode_exchange, mirror, narrow, place, reorder, shorten, spoken
+from m3d.train.exchanges import choose, mirror, narrow, place, reorder, shorten, spoken
 
 SEG = 99
 

@@ -203,3 +203,91 @@ def test_merged_masks_cannot_be_learned(tiny_model):
     tiny_model.merge = "mean"
     with pytest.raises(ValueError, match='train with "each"'):
         TalkAndDraw(tiny_model, LossWeights())
+
+
+# -- boxes in numbers -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def boxed_batch(processor, tiny_batch) -> dict:
+    """Two answers with three boxes, of which one is not known."""
+    texts = [
+        processor.write(text) for text in ("Where? <bx_start>1<bx_end>", "<bx_start>2<bx_end> <bx_start>3<bx_end>")
+    ]
+    encoded = processor.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    labels = encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, -100)
+    labels[:, : processor.num_image_tokens + 1] = -100
+    boxes = torch.tensor([[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [torch.nan] * 6, [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]])
+    counts = tiny_batch["counts"] | {"boxes": 2}
+    return tiny_batch | {**encoded, "labels": labels, "boxes": boxes, "counts": counts}
+
+
+WORDS_ALONE = LossWeights(dice=0, bce=0, prompted=0, boxes=10)
+
+
+def test_boxes_are_read_off_the_states_where_they_begin(tiny_model, boxed_batch):
+    objective = TalkAndDraw(tiny_model, WORDS_ALONE).eval()
+    last = objective.box_reader[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 2.0, 2.0, 2.0]))
+        loss = objective(boxed_batch)["boxes"]
+    read = torch.tensor([0.0, 0.0, 0.0, 2.0, 2.0, 2.0]).sigmoid()
+    known = boxed_batch["boxes"][[0, 2]]
+    torch.testing.assert_close(loss.total, (read - known).abs().mean(dim=1).sum())
+    assert (loss.count, loss.weight) == ("boxes", 10)
+
+
+def test_boxes_teach_language_model_and_perceiver_and_unknown_ones_nothing(tiny_model, boxed_batch):
+    def gradient(boxes: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(0)
+        tiny_model.zero_grad(set_to_none=True)
+        TalkAndDraw(tiny_model, WORDS_ALONE).eval()(boxed_batch | {"boxes": boxes})["boxes"].total.backward()
+        return tiny_model.perceiver.projector[0].weight.grad.clone()
+
+    known = gradient(boxed_batch["boxes"])
+    assert known.isfinite().all() and known.abs().sum() > 0
+    assert gradient(torch.full((3, 6), torch.nan)).abs().sum() == 0
+
+
+def test_without_boxes_the_reader_is_in_the_graph_all_the_same(tiny_model, tiny_batch):
+    objective = TalkAndDraw(tiny_model, WORDS_ALONE).eval()
+    losses = objective(tiny_batch | {"boxes": torch.zeros(0, 6)})
+    assert losses["boxes"].total == 0
+    sum(loss.total for loss in losses.values()).backward()
+    assert all(parameter.grad is not None for parameter in objective.box_reader.parameters())
+
+
+def test_boxes_that_do_not_fit_the_answers_are_refused(tiny_model, boxed_batch):
+    with pytest.raises(ValueError, match=r"begin 3 boxes, there are 1; ids: .*case/00"):
+        TalkAndDraw(tiny_model, WORDS_ALONE)(boxed_batch | {"boxes": torch.zeros(1, 6)})
+
+
+# -- pictures that are shown again ----------------------------------------------------------------------------------
+
+
+def test_a_tower_that_stands_still_looks_at_a_named_picture_once(tiny_model, boxed_batch):
+    tiny_model.requires_grad_(False)
+    tiny_model.perceiver.requires_grad_(True)
+    objective, looks = TalkAndDraw(tiny_model, WORDS_ALONE).eval(), []
+    hook = tiny_model.vision_tower.register_forward_hook(lambda *_: looks.append(1))
+    anew = objective(boxed_batch)["text"].total
+    named = boxed_batch | {"pictures": ["case/0"]}
+    first, second = objective(named)["text"].total, objective(named)["text"].total
+    assert len(looks) == 2  # one of the batch without names, one for both with
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, anew, rtol=1e-2, atol=0)  # what is kept is kept in bfloat16
+    first.backward()
+    assert tiny_model.perceiver.projector[0].weight.grad.abs().sum() > 0
+    hook.remove()
+    tiny_model.requires_grad_(True)
+
+
+def test_a_tower_that_learns_looks_at_every_visit(tiny_model, boxed_batch):
+    looks = []
+    hook = tiny_model.vision_tower.register_forward_hook(lambda *_: looks.append(1))
+    objective = TalkAndDraw(tiny_model, WORDS_ALONE).eval()
+    for _ in range(2):
+        objective(boxed_batch | {"pictures": ["case/0"]})
+    hook.remove()
+    assert len(looks) == 2

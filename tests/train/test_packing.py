@@ -9,8 +9,9 @@ from transformers import LlamaConfig, Phi3Config, Qwen2Config
 
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DSegConfig, M3DVisionConfig
 from m3d.models.packed_mask import for_attention
+from m3d.models.processing import IGNORED, encode_exchange
 from m3d.train.collate import Collator
-from m3d.train.exchanges import IGNORED, Exchange, encode_exchange
+from m3d.train.exchanges import Exchange
 from m3d.train.objective import LossWeights, TalkAndDraw
 from m3d.train.packing import PADDING, block_mask, pack, prefix_length, stack, unpacked
 from m3d.train.views import Talk
@@ -43,11 +44,11 @@ def build(kind: str, attention: str, tokenizer_and_ids) -> M3DForConditionalGene
     tokenizer, ids = tokenizer_and_ids
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = M3DConfig(
-        vision_config=M3DVisionConfig(image_size=list(GRID), patch_size=[4, 8, 8], **sizes),
+        vision_config=M3DVisionConfig(image_size=list(GRID), patch_size=[4, 8, 8], detail_channels=4, **sizes),
         text_config=text_config(kind, len(tokenizer)),
         seg_config=M3DSegConfig(
             decoder_heads=2, decoder_mlp_dim=32, iou_hidden_size=16, num_masks=1, coordinates="grid", mask_prompt=True,
-            upscale_norm="channel", detail_channels=4, detail_filters=8, projector_dropout=0.0,
+            upscale_norm="channel", projector_dropout=0.0,
         ),
         pool_size=1,
         **ids,
