@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from data_prep.derived import questions_place as place
 from data_prep.derived import questions_scan as scan
@@ -64,14 +65,14 @@ def question_drafts(scene: Scene, rng: random.Random) -> Iterator[Draft]:
     """Each question twice: with options, and openly."""
     for one, pose in _posed(scene, rng):
         slots = {"question": one.text}
-        yield draft("vqa.closed", pose=pose, subtask=one.subtask, slots=slots, options=one.options, choice=one.choice)
+        measured: dict[str, Any] = {"value": one.value, "quantity": one.quantity, "unit": one.unit}
         yield draft(
-            "vqa.open",
+            "vqa.closed",
             pose=pose,
             subtask=one.subtask,
             slots=slots,
-            text=one.answer,
-            value=one.value,
-            quantity=one.quantity,
-            unit=one.unit,
+            options=one.options,
+            choice=one.choice,
+            **measured,
         )
+        yield draft("vqa.open", pose=pose, subtask=one.subtask, slots=slots, text=one.answer, **measured)

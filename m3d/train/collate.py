@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from m3d.models.processing import IGNORED, IMAGE_TOKEN, M3DProcessor
-from m3d.train.packing import Row, exchanges_of, pack, prefix_row, stack, unpacked
+from m3d.train.packing import Row, exchanges_of, pack, prefix_row, stack, unpacked, values_of
 from m3d.train.views import Drawn, Talk
 
 
@@ -45,6 +45,7 @@ class Collator:
         exchanges = list(exchanges_of(rows))
         owners = [volume for row, volume in zip(rows, shown, strict=True) for _ in row.exchanges]
         masks = [exchange.masks for exchange in exchanges if exchange.masks is not None]
+        values = values_of(rows)
         boxes = [exchange.boxes for exchange in exchanges if exchange.boxes is not None]
         batch: dict[str, Any] = dict(stack(rows, self.processor.tokenizer.pad_token_id, self.multiple))
         batch |= {
@@ -53,6 +54,9 @@ class Collator:
             "masks": torch.cat(masks) if masks else _no_masks(items[0].pixels),
             "mask_volume": _mask_owners([exchange.masks for exchange in exchanges], owners),
             "boxes": torch.cat(boxes) if boxes else torch.zeros(0, 6),
+            "value_rows": torch.tensor([row for row, _, _ in values], dtype=torch.long),
+            "value_places": torch.tensor([place for _, place, _ in values], dtype=torch.long),
+            "values": torch.tensor([value for _, _, value in values], dtype=torch.float32),
             "pictures": [item.picture for item in items],
             "ids": [exchange.id for exchange in exchanges],
             "seed": seed_of(*(item.seed for item in items)),
@@ -65,6 +69,7 @@ class Collator:
             "text": int((batch["labels"][:, 1:] != IGNORED).sum()),
             "masks": len(batch["masks"]),
             "boxes": int(batch["boxes"].isfinite().all(dim=1).sum()),
+            "values": len(values),
             "prompted": len(batch.get("prompted", ())),
             "volumes": len(items),
             "exchanges": len(exchanges),

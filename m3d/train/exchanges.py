@@ -23,6 +23,7 @@ class Exchange:
 
     ``labels`` are -100 outside the answer; ``masks`` (m, 1, D, H, W) are those of its ``[SEG]``, in order. ``boxes``
     (b, 6) are those of the answer's ``<bx_start>``: lo and hi along d, h, w as shares of the grid, NaN where not known.
+    ``value`` is what was measured, where that is the answer, in the unit of the question.
     """
 
     id: str
@@ -30,6 +31,7 @@ class Exchange:
     labels: list[int]
     masks: Tensor | None = None
     boxes: Tensor | None = None
+    value: float | None = None
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------

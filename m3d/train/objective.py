@@ -37,10 +37,10 @@ class Loss:
 class LossWeights:
     """The paper adds language, Dice and BCE with weights of 1 (section 4.2; REFERENCE A1.3).
 
-    Two are ours. ``prompted``: masks from clicks and boxes, with and without a name beside them. Where it, ``dice`` and
-    ``bce`` are all 0, nothing is drawn. ``boxes``: the state at ``<bx_start>`` gives the box in numbers as well as in
-    digits. Digits tell a language model from nothing little of where to look: without this it learned every usual
-    answer and never looked (docs/training.md).
+    Three are ours. ``prompted``: masks from clicks and boxes, with and without a name beside them. Where it, ``dice``
+    and ``bce`` are all 0, nothing is drawn. ``boxes`` and ``values``: the state at ``<bx_start>`` gives the box in
+    numbers as well as in digits, and the state before an answer what was measured. Digits and letters tell a language
+    model from nothing little of where to look: without this it learned every usual answer and never looked.
     """
 
     text: float = 1.0
@@ -48,12 +48,13 @@ class LossWeights:
     bce: float = 1.0
     prompted: float = 0.5
     boxes: float = 0.0
+    values: float = 0.0
     positive_share: float = 0.0
 
 
-def box_reader(width: int) -> nn.Sequential:
-    """From a state ``(N, E)`` to the logits of a box, ``(N, 6)``; it serves training alone and is not saved."""
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 6))
+def reader(width: int, numbers: int) -> nn.Sequential:
+    """From a state ``(N, E)`` to ``(N, numbers)``; it serves training alone and is not saved."""
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, numbers))
 
 
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -93,7 +94,8 @@ class TalkAndDraw(nn.Module):
         if self.draws and model.merge != "each":
             raise ValueError('seg_config.merge="mean" draws one mask a row and cannot learn several; train with "each"')
         width = model.config.text.hidden_size
-        self.box_reader = box_reader(width) if weights.boxes > 0 else None
+        self.box_reader = reader(width, 6) if weights.boxes > 0 else None
+        self.value_reader = reader(width, 1) if weights.values > 0 else None
         self._kept: dict[str, Tensor] = {}
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
@@ -108,12 +110,14 @@ class TalkAndDraw(nn.Module):
             mm_encoder_outputs={"image": self._look(batch)},
             volume_index=batch["volume_index"],
             logits_to_keep=read,  # no logits where nothing is learned
-            output_hidden_states=self.draws or self.box_reader is not None,
+            output_hidden_states=self.draws or self.box_reader is not None or self.value_reader is not None,
             use_cache=False,
         )
         losses = {"text": Loss(text_loss(out.logits, following[:, read]), "text", self.weights.text)}
         if self.box_reader is not None:
             losses["boxes"] = self._read_boxes(batch, out.hidden_states[-1])
+        if self.value_reader is not None:
+            losses["values"] = self._read_values(batch, out.hidden_states[-1])
         if self.draws:
             losses |= self._draw(batch, out.hidden_states[-1], out.volume_features)
         return losses
@@ -149,6 +153,15 @@ class TalkAndDraw(nn.Module):
         known = truth.isfinite().all(dim=1, keepdim=True)
         wrong = torch.where(known, (read - truth.nan_to_num()).abs(), 0.0)
         return Loss(wrong.mean(dim=1).sum(), "boxes", self.weights.boxes)
+
+    def _read_values(self, batch: Mapping[str, Any], hidden: Tensor) -> Loss:
+        """Distance of the measures that are read off the states before the answers: L1 of ``sign(v) log(1 + |v|)``."""
+        assert self.value_reader is not None
+        truth = batch["values"]
+        if not len(truth):
+            return Loss(0.0 * self.value_reader(hidden[:1, 0]).sum(), "values", self.weights.values)
+        read = self.value_reader(hidden[batch["value_rows"], batch["value_places"]]).float()[:, 0]
+        return Loss((read - truth.sign() * truth.abs().log1p()).abs().sum(), "values", self.weights.values)
 
     def _draw(self, batch: Mapping[str, Any], hidden: Tensor, features: M3DVolumeFeatures) -> dict[str, Loss]:
         where = find_seg_tokens(batch["input_ids"], self.model.config.seg_token_id)

@@ -115,6 +115,18 @@ def _padded(rows: Sequence[Sequence[int]], value: int, length: int) -> Tensor:
     return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows], dtype=torch.long)
 
 
+def values_of(rows: Sequence[Row]) -> list[tuple[int, int, float]]:
+    """Where each measured answer begins, and what was measured: row, place of the token before it, value."""
+    found = []
+    for number, row in enumerate(rows):
+        for segment, exchange in enumerate(row.exchanges, start=1):
+            if exchange.value is not None:
+                own = (place for place, one in enumerate(row.segments) if one == segment)
+                first = next(place for place in own if row.labels[place] != IGNORED)
+                found.append((number, first - 1, exchange.value))
+    return found
+
+
 def exchanges_of(rows: Sequence[Row]) -> Iterator[Exchange]:
     """All exchanges in reading order, which is that of the ``[SEG]`` and their masks."""
     for row in rows:

@@ -239,7 +239,7 @@ class Exchanges:
             self._warn("cut", record.id, len(ids), lost)
         masks = [look.case.mask(labels, name)[None] for name in said.masks]
         boxes = box_targets(true, sum(label == self.box_token_id for label in short[1]))
-        return Exchange(record.id, *short, torch.stack(masks) if masks else None, boxes)
+        return Exchange(record.id, *short, torch.stack(masks) if masks else None, boxes, true.target.value)
 
     def _warn(self, what: str, record_id: str, length: int, lost: Counter[str]) -> None:
         """Count what did not fit, and say so at 1, 10, 100, ... of them."""

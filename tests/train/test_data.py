@@ -303,7 +303,8 @@ def test_a_volume_of_which_nothing_is_left_to_say_is_shown_all_the_same(cases, p
     item = VolumeDataset(cases, view)[0]
     batch = Collator(processor=processor)([item])
     assert item.exchanges == () and batch["counts"] == {
-        "text": 0, "masks": 0, "boxes": 0, "prompted": 0, "volumes": 1, "exchanges": 0, "tokens": 7, "cut": 0, "refused": 1,
+        "text": 0, "masks": 0, "boxes": 0, "values": 0, "prompted": 0, "volumes": 1,
+            "exchanges": 0, "tokens": 7, "cut": 0, "refused": 1,
     }  # fmt: skip
     assert batch["volume_index"].tolist() == [0] and batch["masks"].shape == (0, 1, *small_store.GRID)
 

@@ -1,5 +1,7 @@
 """Sums by name, simulated prompts that are true of their masks, and a graph that is the same whatever a batch holds."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -291,3 +293,23 @@ def test_a_tower_that_learns_looks_at_every_visit(tiny_model, boxed_batch):
         objective(boxed_batch | {"pictures": ["case/0"]})
     hook.remove()
     assert len(looks) == 2
+
+
+# -- measures in numbers --------------------------------------------------------------------------------------------
+
+
+def measured(batch: dict, values: list[float]) -> dict:
+    count = len(values)
+    places = torch.full((count,), batch["labels"].shape[1] - 4)
+    return batch | {"values": torch.tensor(values), "value_rows": torch.zeros(count).long(), "value_places": places}
+
+
+def test_measures_are_read_on_a_logarithmic_scale(tiny_model, tiny_batch):
+    objective = TalkAndDraw(tiny_model, LossWeights(dice=0, bce=0, prompted=0, values=2)).eval()
+    with torch.no_grad():
+        objective.value_reader[-1].weight.zero_()
+        objective.value_reader[-1].bias.fill_(1.0)
+        loss = objective(measured(tiny_batch, [20.0, -180.0, 0.0]))["values"]
+    expected = abs(math.log(21) - 1) + abs(-math.log(181) - 1) + 1
+    assert (float(loss.total), loss.count, loss.weight) == (pytest.approx(expected, rel=1e-5), "values", 2)
+    assert objective(measured(tiny_batch, []))["values"].total == 0

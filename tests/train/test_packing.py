@@ -13,7 +13,7 @@ from m3d.models.processing import IGNORED, encode_exchange
 from m3d.train.collate import Collator
 from m3d.train.exchanges import Exchange
 from m3d.train.objective import LossWeights, TalkAndDraw
-from m3d.train.packing import PADDING, block_mask, pack, prefix_length, stack, unpacked
+from m3d.train.packing import PADDING, block_mask, pack, prefix_length, stack, unpacked, values_of
 from m3d.train.views import Talk
 
 GRID = (8, 16, 24)
@@ -189,3 +189,16 @@ def test_each_kind_of_attention_gets_the_mask_it_takes():
         for_attention(mask, config, torch.float32)
     plain = torch.ones(1, 2)
     assert for_attention(plain, config, torch.float32) is plain
+
+
+def test_measured_answers_are_read_before_their_first_learned_token():
+    exchanges = [
+        Exchange("a", [1, 9, 9, 5, 6, 7], [-100] * 4 + [6, 7], value=3.0),
+        Exchange("b", [1, 9, 9, 5, 2], [-100] * 4 + [2]),
+        Exchange("c", [1, 9, 9, 5, 5, 8, 2], [-100] * 5 + [8, 2], value=4.0),
+    ]
+    for arrange, expected in ((pack, [(0, 3, 3.0), (0, 9, 4.0)]), (unpacked, [(0, 3, 3.0), (2, 4, 4.0)])):
+        rows = arrange(exchanges, 9)
+        assert values_of(rows) == expected
+        for row, place, _ in values_of(rows):
+            assert rows[row].labels[place] == -100 != rows[row].labels[place + 1]
