@@ -73,16 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return _dry_run(config, arguments)
     from m3d.recipes.preflight import check
+    from m3d.train import engines
 
     check(config, processes)
     if processes > 1 and arguments.nproc is not None:
-        from m3d.train.engines import launch
-
         flags = [f"--{name}" for name in ("resume", "traceback") if getattr(arguments, name)]
-        return launch("m3d.cli", ["train", str(arguments.config), *overrides, *flags], processes=processes)
+        return engines.launch("m3d.cli", ["train", str(arguments.config), *overrides, *flags], processes=processes)
     _speak()
     try:
         chosen.main(config, resume=arguments.resume)
+        engines.leave()
     except FloatingPointError as error:  # a loss that is no number, or explodes; the ids are written out
         if arguments.traceback:
             raise

@@ -78,6 +78,13 @@ def barrier() -> None:
         distributed.barrier()
 
 
+def leave() -> None:
+    """Leave the other processes; call it last. Threads that still talk when Python ends may take the process down."""
+    if _together():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def gather(row: Any) -> list[Any]:  # noqa: ANN401
     """Everyone's row, by rank."""
     if not _together():

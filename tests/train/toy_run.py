@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import m3d  # noqa: F401  # the torchvision remedy, before transformers
-from m3d.train.engines import Engine, gather, prepare, rank, running, whole_weights, world
+from m3d.train.engines import Engine, gather, leave, prepare, rank, running, whole_weights, world
 from m3d.train.normalised import Normalised
 from m3d.train.objective import Loss
 from m3d.train.optim import OptimConfig, parameter_groups
@@ -162,7 +162,7 @@ def shard_natively(output: Path) -> None:
         if rank() == 0:
             torch.save({name: value.clone() for name, value in objective.state_dict().items()}, output / "weights.pt")
     (output / f"rank{rank()}.json").write_text(json.dumps({"engine": running(wrapped), "losses": losses}))
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def main() -> None:
@@ -177,6 +177,7 @@ def main() -> None:
         assert any(one.numel() == 0 for one in trainer.objective.parameters())
     if rank() == 0:
         (Path(sys.argv[1]) / "engine.txt").write_text(running(trainer.model_wrapped))
+    leave()
 
 
 if __name__ == "__main__":
