@@ -271,7 +271,7 @@ def test_fsdp_shards_the_layers_that_models_name():
 
 @pytest.mark.slow
 def test_launch_runs_a_module_in_processes_and_gives_its_status(capfd):
-    code = launch("timeit", ["-n1", "-r1", "-s", "import os", "print('I am', os.environ['RANK'])"], processes=2)
+    code = launch("timeit", ["-n1", "-r1", "-s", "import os", "print('I am ' + os.environ['RANK'])"], processes=2)
     said = capfd.readouterr().out
     assert code == 0 and "I am 0" in said and "I am 1" in said
     assert launch("timeit", ["-n1", "-r1", "raise SystemExit(3)"], processes=1) == 1
