@@ -1,7 +1,7 @@
 """Features of every voxel beside the patch tokens: a convolutional network that the ViT reads too.
 
-A ViT learns slowly from a few hundred scans; a U-shaped network does not, and small structures need its resolution. So
-it looks first, the ViT reads what it found (as in TransUNet, Chen et al. 2021), and the mask head draws with it: the
+Small structures need full resolution, and where only the mask head had this network, the ViT beside it learned nothing.
+So it looks first, the ViT reads what it found (as in TransUNet, Chen et al. 2021), and the mask head draws with it: the
 language model's tokens and the masks rest on one pair of eyes. Ours, not published.
 
 Part of m3d-lamed; import through `m3d`.

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, BertConfig, LlamaConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, LlamaConfig, PreTrainedConfig
 
 from m3d.config import config_root, load_config
 from m3d.models import M3DConfig, M3DSegConfig, M3DVisionConfig
@@ -107,13 +107,7 @@ class Outline:
         source = ("minilm" if here else "small") if text.source == "auto" else text.source
         if source != "small":
             return self.language_model(str(minilm_folder()) if source == "minilm" else source, "text.source")
-        return BertConfig(
-            vocab_size=text.small.vocabulary,
-            hidden_size=text.small.width,
-            intermediate_size=4 * text.small.width,
-            num_hidden_layers=text.small.layers,
-            num_attention_heads=text.small.heads,
-        )
+        return text.small.config(text.small.vocabulary, text.max_length)
 
     def head(self, init: Init, vision: M3DVisionConfig) -> M3DSegConfig | None:
         """The mask head, where there is one."""
@@ -170,15 +164,7 @@ class Outline:
 
 def words_config(sizes: LanguageSizes) -> LlamaConfig:
     """The language model that pretrain_words makes."""
-    config = LlamaConfig(
-        vocab_size=sizes.vocabulary + NEW_TOKENS,
-        hidden_size=sizes.width,
-        intermediate_size=8 * sizes.width // 3,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads,
-        max_position_embeddings=sizes.positions,
-    )
+    config = sizes.config(sizes.vocabulary + NEW_TOKENS)
     config.tokenizer_length = sizes.vocabulary
     return config
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from m3d.models.fold import whole_state
@@ -19,6 +19,7 @@ from m3d.models.processing import add_m3d_tokens
 from m3d.models.weights import write_weights
 from m3d.recipes.talk import StoresConfig, dataset, to_device, train
 from m3d.train import engines
+from m3d.train.byte_bpe import byte_bpe
 from m3d.train.data import Group, VolumeDataset
 from m3d.train.engines import Engine
 from m3d.train.optim import OptimConfig
@@ -45,6 +46,19 @@ class LanguageSizes:
     heads: int = 4
     vocabulary: int = 1024
     positions: int = 2048
+
+    def config(self, tokens: int, **more: Any) -> LlamaConfig:  # noqa: ANN401
+        """The config of a language model that knows so many ``tokens``."""
+        return LlamaConfig(
+            vocab_size=tokens,
+            hidden_size=self.width,
+            intermediate_size=8 * self.width // 3,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=self.positions,
+            **more,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +90,7 @@ def read_texts(groups: Iterable[Group], weights: dict[str, float]) -> Iterator[s
 
 def train_tokenizer(read: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of these texts, digits apart, in LLaMA's layout (BOS first)."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(read, trainer)
+    tokenizer = byte_bpe(read, vocabulary, SPECIAL)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=2048
@@ -94,19 +99,8 @@ def train_tokenizer(read: Iterable[str], vocabulary: int) -> PreTrainedTokenizer
 
 def build(sizes: LanguageSizes, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """A LLaMA from nothing for this tokenizer."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.width,
-        intermediate_size=8 * sizes.width // 3,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.heads,
-        max_position_embeddings=sizes.positions,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=False,
-    )
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = sizes.config(len(tokenizer), tie_word_embeddings=False, **ids)
     return LlamaForCausalLM(config)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import processors
 from torch import nn
 from transformers import (
     AutoModel,
@@ -31,6 +31,7 @@ from transformers import (
 from encoders.clip import Pooling
 from m3d.models.clip import without_pooler
 from m3d.models.lora import Lora, lora_config
+from m3d.train.byte_bpe import byte_bpe
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,20 @@ class SmallBert:
     layers: int = 4
     heads: int = 4
     dropout: float = 0.1
+
+    def config(self, tokens: int, max_length: int, **more: Any) -> BertConfig:  # noqa: ANN401
+        """The config of a tower that knows so many ``tokens`` and reads texts of at most ``max_length``."""
+        return BertConfig(
+            vocab_size=tokens,
+            hidden_size=self.width,
+            intermediate_size=4 * self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            max_position_embeddings=max_length,
+            **more,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,32 +160,13 @@ def folder_tower(folder: Path, origin: str) -> TextTower:
 def small_tower(sizes: SmallBert, max_length: int, texts: Iterable[str]) -> TextTower:
     """A BERT of a few layers, from nothing, with a tokenizer of these texts."""
     tokenizer = caption_tokenizer(texts, sizes.vocabulary)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=sizes.width,
-        intermediate_size=4 * sizes.width,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        hidden_dropout_prob=sizes.dropout,
-        attention_probs_dropout_prob=sizes.dropout,
-        max_position_embeddings=max_length,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    config = sizes.config(len(tokenizer), max_length, pad_token_id=tokenizer.pad_token_id)
     return TextTower(BertModel(config, add_pooling_layer=False), tokenizer, config, "small BERT, from nothing")
 
 
 def caption_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of these texts with BERT's layout: class token, text, separator."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = byte_bpe(texts, vocabulary, SPECIAL)
     numbered = [(token, tokenizer.token_to_id(token)) for token in SPECIAL[1:]]
     tokenizer.post_processor = processors.TemplateProcessing(single="<cls> $A <sep>", special_tokens=numbered)
     return PreTrainedTokenizerFast(
