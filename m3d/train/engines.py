@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import logging
 import os
 import signal
 import socket
@@ -79,10 +80,22 @@ def barrier() -> None:
 
 
 def leave() -> None:
-    """Leave the other processes; call it last. Threads that still talk when Python ends may take the process down."""
-    if _together():
-        distributed.barrier()
-        distributed.destroy_process_group()
+    """Leave the other processes; call it last, for one of several ends here, with status 0.
+
+    Python's own way out would join nothing: a thread of the process group or of DeepSpeed that wants the interpreter
+    while it is taken down aborts the process ("terminate called without an active exception"), and torchrun then calls
+    a run failed that has left everything on disk.
+    """
+    if not _together():
+        return
+    several = world() > 1
+    distributed.barrier()
+    distributed.destroy_process_group()
+    if several:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def gather(row: Any) -> list[Any]:  # noqa: ANN401
