@@ -40,7 +40,8 @@ class VolumeTextCLIP(nn.Module):
     ``last_hidden_state`` (B, T, C), as transformers' BERT does. A volume or text is its class token, or the mean of its
     patches or words ("cls" as published). ``scale`` is where the factor on similarities starts; ``bias`` is what
     SigLIP adds to them, learned, and None elsewhere. ``raw_scale`` uses the stored scale as the factor itself, as the
-    released M3D-CLIP does.
+    released M3D-CLIP does. ``volume_hidden`` > 0 reads each of a volume's tokens through a layer of that many GELUs
+    before they are pooled, for a tower that stands still (ours; a mean of tokens is linear in them).
     """
 
     def __init__(
@@ -56,11 +57,14 @@ class VolumeTextCLIP(nn.Module):
         scale: float = 1 / 0.07,
         bias: float | None = None,
         raw_scale: bool = False,
+        volume_hidden: int = 0,
     ) -> None:
         super().__init__()
         self.vision_tower, self.text_tower, self.raw_scale = vision_tower, text_tower, raw_scale
         self.volume_pooling, self.text_pooling = volume_pooling, text_pooling
-        self.vision_projection = nn.Linear(vision_width, shared_width)
+        read = nn.Sequential(nn.Linear(vision_width, volume_hidden), nn.GELU()) if volume_hidden else nn.Identity()
+        self.volume_reader = read
+        self.vision_projection = nn.Linear(volume_hidden or vision_width, shared_width)
         self.text_projection = nn.Linear(text_width, shared_width)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.logit_bias = nn.Parameter(torch.tensor(bias)) if bias is not None else None
@@ -78,7 +82,7 @@ class VolumeTextCLIP(nn.Module):
 
     def encode_volumes(self, volumes: Tensor) -> Tensor:
         """``(B, 1, D, H, W) -> (B, 1 + N, E)`` unit vectors of all tokens, the class token first."""
-        return F.normalize(self.vision_projection(self.vision_tower(volumes)), dim=-1)
+        return F.normalize(self.vision_projection(self.volume_reader(self.vision_tower(volumes))), dim=-1)
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """``(B, T) -> (B, T, E)`` unit vectors of all tokens, the class token first."""
@@ -86,10 +90,14 @@ class VolumeTextCLIP(nn.Module):
 
     def embed_volumes(self, volumes: Tensor) -> Tensor:
         """``(B, 1, D, H, W) -> (B, E)``: one unit vector a volume."""
-        tokens = self.vision_tower(volumes)
+        return self.embed_tokens(self.vision_tower(volumes))
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """``(B, N, C) -> (B, E)``: one unit vector for what the vision tower saw of a volume."""
+        if self.volume_pooling == "cls":
+            return F.normalize(self.vision_projection(self.volume_reader(tokens[:, 0])), dim=-1)
         patches = tokens if getattr(self.vision_tower, "cls_token", None) is None else tokens[:, 1:]
-        pooled = tokens[:, 0] if self.volume_pooling == "cls" else patches.mean(dim=1)
-        return F.normalize(self.vision_projection(pooled), dim=-1)
+        return F.normalize(self.vision_projection(self.volume_reader(patches).mean(dim=1)), dim=-1)
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """``(B, T) -> (B, E)``: one unit vector a text."""
@@ -104,19 +112,20 @@ class VolumeTextCLIP(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         *,
+        seen: bool = False,
         loss: PairLoss = contrastive_loss,
         chunk: int = 0,
     ) -> dict[str, Tensor]:
         """The mean loss of these pairs, by name.
 
-        ``chunk`` > 0 encodes that many at a time, and each chunk again on the way back: the gradient of the whole batch
-        in the memory of a chunk.
+        With ``seen``, ``volumes`` are the vision tower's tokens ``(B, N, C)``. ``chunk`` > 0 encodes that many at a
+        time, and each chunk again on the way back: the gradient of the whole batch in the memory of a chunk.
         """
-        seen = _in_chunks(self.embed_volumes, chunk, volumes)
+        looked = _in_chunks(self.embed_tokens if seen else self.embed_volumes, chunk, volumes)
         read = _in_chunks(self.embed_texts, chunk, input_ids, attention_mask)
-        with torch.autocast(seen.device.type, enabled=False):  # bfloat16 cannot tell similarities of 0.01 apart
+        with torch.autocast(looked.device.type, enabled=False):  # bfloat16 cannot tell similarities of 0.01 apart
             bias = None if self.logit_bias is None else self.logit_bias.float()
-            return {"contrastive": loss(seen.float(), read.float(), self.scale.float(), bias)}
+            return {"contrastive": loss(looked.float(), read.float(), self.scale.float(), bias)}
 
     def _words(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         words: Tensor = self.text_tower(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

@@ -48,6 +48,7 @@ class M3DCLIPConfig(PreTrainedConfig):
     text_pooling: Pooling = "cls"
     learned_bias: bool = False
     raw_scale: bool = False
+    volume_hidden: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Take copies of the sub-configs.
@@ -98,6 +99,7 @@ def build_pair(
         scale=scale,
         bias=bias if config.learned_bias else None,
         raw_scale=config.raw_scale,
+        volume_hidden=config.volume_hidden,
     )
 
 

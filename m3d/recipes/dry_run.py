@@ -153,9 +153,16 @@ def _pairs(config: ClipStage, outline: Outline) -> Plan:
     vision = outline.tower(config.init, config.vision)
     text = outline.text_tower(config.text)
     with torch.device("meta"):
-        described = M3DCLIPConfig(vision_config=vision, text_config=text, shared_width=config.shared_width)
+        described = M3DCLIPConfig(
+            vision_config=vision,
+            text_config=text,
+            shared_width=config.shared_width,
+            volume_pooling=config.volume_pooling,
+            volume_hidden=config.volume_hidden,
+        )
         tower = without_pooler(AutoModel.from_config(text))
         model = build_pair(described, tower)
+    model.vision_tower.requires_grad_(config.learn_vision == "full")
     if config.text.learn != "full":
         model.text_tower.requires_grad_(False)
     counts, how = count_parameters(model), learning(model)

@@ -8,6 +8,7 @@ among each other, and the other way round.
 import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from m3d.recipes.build import VisionSizes
 from m3d.recipes.checkpoints import begin_manifest, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.preflight import check_stores
 from m3d.train import engines
+from m3d.train.album import refuse_large
 from m3d.train.augment import Augment
 from m3d.train.cases import TrainingCase, stored
 from m3d.train.contrastive import START, ContrastiveConfig, ContrastivePair, refuse_accumulation, retrieval_scores
@@ -55,6 +57,8 @@ class PairsConfig:
         tasks: Whose texts are paired; one is drawn a visit, and each is measured on its own.
         most_judged: Images measured on, the first of each store's split [512 in the released code].
         text: How a text is told; None for as it stands.
+        looks: In how many ways each volume is varied; 0 for anew at every visit. A vision tower that stands still looks
+            at each such picture once and its tokens stay in memory, 2 bytes a number.
     """
 
     stores: tuple[str, ...] = ()
@@ -63,6 +67,7 @@ class PairsConfig:
     tasks: tuple[str, ...] = ("retrieval", "report")
     most_judged: int = 512
     text: TextAugment | None = field(default_factory=TextAugment)
+    looks: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what names nothing."""
@@ -86,7 +91,9 @@ class Config:
         data: The pairs.
         init: A checkpoint folder whose vision tower is the beginning, or None for one from nothing of ``vision`` sizes.
         vision: Sizes of the vision tower; with ``init`` they are those of its folder.
+        learn_vision: "full", or "frozen": the tower of ``init`` stands still (LiT, Zhai et al. 2022).
         volume_pooling: What stands for a volume: its class token ("cls", published) or the mean of its patches.
+        volume_hidden: Width of a layer through which each token is read before that; 0 for none, as published.
         text: The text tower.
         shared_width: Width of the space that both are projected into.
         loss: InfoNCE or SigLIP.
@@ -100,7 +107,9 @@ class Config:
     data: PairsConfig
     init: str | None = None
     vision: VisionSizes | None = None
+    learn_vision: Literal["full", "frozen"] = "full"
     volume_pooling: Pooling = "cls"
+    volume_hidden: int = 0
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
     shared_width: int = 768
     loss: ContrastiveConfig = field(default_factory=ContrastiveConfig)
@@ -113,6 +122,12 @@ class Config:
         """Refuse two answers to one question."""
         if self.init is not None and self.vision is not None:
             raise ValueError("init brings the vision tower's sizes along: give init or vision, not both")
+        if self.init is None and self.learn_vision == "frozen":
+            raise ValueError("learn_vision=frozen needs a tower that has learned; give init, its checkpoint")
+        if self.data.looks and self.learn_vision != "frozen":
+            raise ValueError(f"data.looks={self.data.looks} is for a tower that stands still; set learn_vision=frozen")
+        if self.data.looks and self.engine.name in ("zero3", "fsdp"):
+            raise ValueError(f"data.looks with engine={self.engine.name}: its parts are fetched by all at once; take 0")
 
     def parents(self) -> dict[str, str | None]:
         """The checkpoint that it begins from."""
@@ -159,6 +174,7 @@ def build(config: Config, texts: Iterator[str], preprocess: Preprocess) -> tuple
         text_config=tower.config,
         shared_width=config.shared_width,
         volume_pooling=config.volume_pooling,
+        volume_hidden=config.volume_hidden,
         text_pooling=config.text.pooling,
         learned_bias=START[config.loss.kind][1] is not None,
     )
@@ -166,6 +182,7 @@ def build(config: Config, texts: Iterator[str], preprocess: Preprocess) -> tuple
     model = build_pair(described, tower.model, scale=scale, bias=bias or 0.0)
     if state is not None:
         put(model.vision_tower, state, str(config.init))
+    model.vision_tower.requires_grad_(config.learn_vision == "full")
     return Pair(model, described, tower.tokenizer, preprocess), tower
 
 
@@ -244,6 +261,8 @@ def main(config: Config, *, resume: bool = False) -> dict[str, dict[str, float]]
     judged = read_cases(config.data, config.data.judged)[: config.data.most_judged]
     measurable(judged, config.data.tasks)
     pair, tower = build(config, texts_of(cases, config.data.tasks), preprocess)
+    vision = pair.config.vision
+    refuse_large(len(cases), config.data.looks, math.prod(vision.grid), vision.hidden_size)
     optim = replace(config.optim, seed=config.seed)
     steps = optim.steps or (optim.epochs or 1) * (len(cases) // optim.batch)
     dataset = CaptionPairs(
@@ -253,6 +272,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, dict[str, float]]
         steps=steps,
         augment=config.augment,
         text_augment=config.data.text,
+        looks=config.data.looks,
         seed=config.seed,
     )
     output = Path(config.output)

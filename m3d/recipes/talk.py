@@ -1,6 +1,7 @@
 """What alignment and instruction share: exchanges about volumes, a model built from parts, and how it is judged."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from m3d.recipes.handover import Kind, kind_of, save_model
 from m3d.recipes.parts import Parts, apply
 from m3d.tasks.codecs import Frac3
 from m3d.train import engines
+from m3d.train.album import refuse_large
 from m3d.train.augment import Augment
 from m3d.train.cases import stored
 from m3d.train.collate import Collator
@@ -177,6 +179,9 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     if config.checkpointing:
         built.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
         built.model.vision_tower.gradient_checkpointing = True
+    if config.data.looks:
+        vision, shown = built.model.config.vision, sum(len(group.cases) for group in config.data.groups())
+        refuse_large(shown, config.data.looks, math.prod(vision.grid), vision.hidden_size)
     objective = TalkAndDraw(built.model, config.loss)
     optim = replace(config.optim, seed=config.seed)
     collate = Collator(

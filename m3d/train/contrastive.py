@@ -17,6 +17,7 @@ from open_clip.loss import ClipLoss, SigLipLoss  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from encoders import VolumeTextCLIP
+from m3d.train.album import Album, still
 from m3d.train.objective import Loss
 
 Kind = Literal["infonce", "siglip"]
@@ -75,7 +76,10 @@ def pair_loss(kind: Kind, volumes: Tensor, texts: Tensor, scale: Tensor, bias: T
 
 
 class ContrastivePair(nn.Module):
-    """The one loss of a CLIP batch, ``contrastive``. Frozen towers stay in evaluation mode (no dropout)."""
+    """The one loss of a CLIP batch, ``contrastive``. Frozen towers stay in evaluation mode (no dropout).
+
+    A vision tower that stands still looks at a named picture once.
+    """
 
     whole_batch = True  # the trainer refuses accumulation; see `refuse_accumulation`
 
@@ -87,23 +91,26 @@ class ContrastivePair(nn.Module):
         model.log_scale = nn.Parameter(model.log_scale.detach().reshape(1))
         if model.logit_bias is not None:
             model.logit_bias = nn.Parameter(model.logit_bias.detach().reshape(1))
-        self.model, self.config = model, config
+        self.model, self.config, self._album = model, config, Album()
 
     def train(self, mode: bool = True) -> "ContrastivePair":
         """Set the mode, except that what is frozen stays as it is used."""
         super().train(mode)
         for tower in (self.model.vision_tower, self.model.text_tower):
-            if not any(parameter.requires_grad for parameter in tower.parameters()):
+            if still(tower):
                 tower.eval()
         return self
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
         """Compare ``pixel_values`` (B, 1, D, H, W) with ``input_ids`` (B, T); the total is over this process's B."""
-        volumes = batch["pixel_values"]
+        volumes, pictures, tower = batch["pixel_values"], batch.get("pictures") or [None], self.model.vision_tower
+        if seen := still(tower) and None not in pictures:
+            volumes = self._album(tower, volumes, pictures)
         mean = self.model(  # as a module: under ZeRO-3 its own parameters are there only inside its forward
             volumes,
             batch["input_ids"],
             batch["attention_mask"],
+            seen=seen,
             loss=partial(pair_loss, self.config.kind),
             chunk=self.config.chunk,
         )["contrastive"]

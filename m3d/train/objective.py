@@ -14,6 +14,7 @@ from m3d.models import M3DForConditionalGeneration
 from m3d.models.modeling import M3DVolumeFeatures
 from m3d.models.processing import IGNORED
 from m3d.models.seg_token import SegTokens, find_seg_tokens
+from m3d.train.album import Album, still
 from segvol_head import Prompts, bce_loss, dice_loss
 
 KINDS = ("click", "box", "click and box", "name and click", "name and box")
@@ -96,7 +97,7 @@ class TalkAndDraw(nn.Module):
         width = model.config.text.hidden_size
         self.box_reader = reader(width, 6) if weights.boxes > 0 else None
         self.value_reader = reader(width, 1) if weights.values > 0 else None
-        self._kept: dict[str, Tensor] = {}
+        self._album = Album()
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
         """Sums by name; `Loss` says what the trainer divides them by."""
@@ -123,21 +124,11 @@ class TalkAndDraw(nn.Module):
         return losses
 
     def _look(self, batch: Mapping[str, Any]) -> M3DVolumeFeatures:
-        """The volumes' features; a tower that stands still looks at a named picture once, and what it saw is kept.
-
-        It looks at such pictures one by one, so that what it sees does not depend on the company.
-        """
-        pixels, pictures = batch["pixel_values"], batch.get("pictures") or [None]
-        still = not any(parameter.requires_grad for parameter in self.model.vision_tower.parameters())
-        if self.draws or not still or None in pictures:
+        """The volumes' features; a tower that stands still looks at a named picture once."""
+        pixels, pictures, tower = batch["pixel_values"], batch.get("pictures") or [None], self.model.vision_tower
+        if self.draws or not still(tower) or None in pictures:
             return self.model.get_image_features(pixels)
-        tower = self.model.vision_tower
-        for number, picture in enumerate(pictures):
-            if picture not in self._kept:
-                with torch.no_grad():
-                    seen = tower.patches(pixels[number : number + 1].to(tower.norm.weight.dtype))
-                self._kept[picture] = seen[0].to("cpu", torch.bfloat16)
-        tokens = torch.stack([self._kept[picture] for picture in pictures]).to(pixels.device, tower.norm.weight.dtype)
+        tokens = tower.without_cls(self._album(tower, pixels, pictures))
         return M3DVolumeFeatures(pooler_output=self.model.perceiver(tokens))
 
     def _read_boxes(self, batch: Mapping[str, Any], hidden: Tensor) -> Loss:

@@ -55,7 +55,8 @@ class CaptionPairs(Dataset[Captioned]):
     """Passes over the cases in batches of ``batch``, ``steps`` of them; an item depends on (seed, index) alone.
 
     Each pass has its own order and leaves out what does not fill a batch, so that no batch has one image twice: the
-    loss would call a true pair a mismatch. One text of any of the tasks is drawn a visit.
+    loss would call a true pair a mismatch. One text of any of the tasks is drawn a visit. A volume is varied in
+    ``looks`` ways, or anew at every visit (0).
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class CaptionPairs(Dataset[Captioned]):
         steps: int,
         augment: Augment | None = None,
         text_augment: TextAugment | None = None,
+        looks: int = 0,
         seed: int = 0,
     ) -> None:
         if batch > len(cases):
@@ -75,7 +77,7 @@ class CaptionPairs(Dataset[Captioned]):
                 f"mismatch; take at most {len(cases)}"
             )
         self.cases, self.tasks, self.batch, self.steps, self.seed = cases, frozenset(tasks), batch, steps, seed
-        self.augment, self.text_augment = augment, text_augment
+        self.augment, self.text_augment, self.looks = augment, text_augment, looks
         self.pass_length = len(cases) // batch * batch
         self._order: tuple[int, list[int]] = (-1, [])
 
@@ -93,10 +95,14 @@ class CaptionPairs(Dataset[Captioned]):
         if self.text_augment is not None:
             text = self.text_augment(str(record.target.text), rng)
             record = record.model_copy(update={"target": record.target.model_copy(update={"text": text})})
-        look, fixed = Look(case, case.read(), rng, index, seed), holds_in_one_pose(record.meta)
-        shown = moved(look, list(spoken([record])), self.augment, fixed=fixed)
+        picture = f"{case.id}/{rng.randrange(self.looks)}" if self.looks else None
+        look, said = Look(case, case.read(), rng if picture is None else random.Random(picture), index, seed), [record]
+        if picture is not None:  # shown again with other texts: true of all
+            said = case.records_at(texts)
+        fixed = any(holds_in_one_pose(one.meta) for one in said)
+        shown = moved(look, list(spoken(said)), self.augment, fixed=fixed)
         told = mirror(record) if shown.mirrored else record
-        return Captioned(record.id, index, seed, shown.image[None], str(told.target.text))
+        return Captioned(record.id, index, seed, shown.image[None], str(told.target.text), picture)
 
     def _order_of(self, turn: int) -> list[int]:
         if self._order[0] != turn:
@@ -129,7 +135,7 @@ def judged_pairs(cases: Sequence[TrainingCase], task: str) -> Iterator[Captioned
 
 @dataclass(frozen=True, eq=False)
 class PairCollator:
-    """Pairs to a batch: ``pixel_values``, ``input_ids``, ``attention_mask``, ``ids``, ``counts``."""
+    """Pairs to a batch: ``pixel_values``, ``input_ids``, ``attention_mask``, ``ids``, ``pictures``, ``counts``."""
 
     tokenizer: PreTrainedTokenizerBase
 
@@ -139,6 +145,7 @@ class PairCollator:
             "pixel_values": torch.stack([pair.pixels for pair in pairs]),
             **self.words([pair.text for pair in pairs]),
             "ids": [pair.id for pair in pairs],
+            "pictures": [pair.picture for pair in pairs],
             "counts": {"pairs": len(pairs)},
         }
 

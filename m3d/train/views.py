@@ -307,10 +307,11 @@ class Masks:
 
 @dataclass(frozen=True, eq=False)
 class Captioned:
-    """A volume ``(1, D, H, W)`` and a text about it; ``id`` is the record's."""
+    """A volume ``(1, D, H, W)`` and a text about it; ``id`` is the record's, ``picture`` as in `Talk`."""
 
     id: str
     index: int
     seed: str
     pixels: Tensor
     text: str
+    picture: str | None = None

@@ -105,6 +105,30 @@ def test_it_begins_from_an_earlier_vision_tower(trained, tmp_path, store):
         config_of(tmp_path, store, f"init={output}")
 
 
+@pytest.mark.integration
+def test_a_frozen_tower_lends_its_eyes(trained, tmp_path, store):
+    _, output, _ = trained
+    frozen = (f"init={output}", "vision=null", "learn_vision=frozen", "data.looks=2", "volume_hidden=16")
+    scores = main(config_of(tmp_path, store, *frozen, "optim.weight_decay=0.1", "loss.chunk=1"))
+    assert scores["report"]["volume_to_text/R@1"] == 1.0
+    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (output, tmp_path / "run"))
+    tower = [name for name in before if name.startswith("vision_tower.")]
+    assert tower and all(torch.equal(before[name], after[name]) for name in tower)
+    pair = load_pair(tmp_path / "run" / "model")
+    assert pair.model.volume_reader[0].weight.shape == (16, 16)
+
+
+def test_looks_are_for_a_tower_that_stands_still(tmp_path, store):
+    with pytest.raises(ValueError, match="needs a tower that has learned; give init"):
+        config_of(tmp_path, store, "learn_vision=frozen")
+    with pytest.raises(ValueError, match=r"data.looks=4 is for a tower that stands still"):
+        config_of(tmp_path, store, "data.looks=4")
+    given = ("init=elsewhere", "vision=null", "learn_vision=frozen", "data.looks=4")
+    for engine in ("zero3", "fsdp"):
+        with pytest.raises(ValueError, match=rf"data.looks with engine={engine}"):
+            config_of(tmp_path, store, *given, f"engine.name={engine}")
+
+
 def test_what_cannot_be_is_refused_before_anything_is_built(tmp_path, store):
     with pytest.raises(ValueError, match=r"2 micro-batches of 1 on 1 processes, .* loss.chunk"):
         main(config_of(tmp_path, store, "optim.micro_batch=1"))

@@ -4,11 +4,11 @@ import dataclasses
 import importlib.util
 import math
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel
 
@@ -37,6 +37,7 @@ from m3d.train.pairs import (
     sentences_of,
 )
 from m3d.train.text_towers import SmallBert, TextTowerConfig, build_text_tower, caption_tokenizer
+from m3d.train.views import Captioned
 from tests.fixtures import small_store
 
 GRID, PATCH = (8, 8, 12), (4, 4, 4)
@@ -68,14 +69,41 @@ def make(kind="infonce", *, learn="full", pooling="mean", chunk=0, source="small
     model = build_pair(config, tower.model, scale=scale, bias=bias or 0.0)
     batch = PairCollator(tower.tokenizer)(
         [
-            SimpleNamespace(id=str(i), pixels=torch.rand(1, *GRID, generator=torch.Generator().manual_seed(i)), text=t)
-            for i, t in enumerate(TEXTS)
+            Captioned(str(i), i, "", torch.rand(1, *GRID, generator=torch.Generator().manual_seed(i)), text)
+            for i, text in enumerate(TEXTS)
         ]
     )
     return ContrastivePair(model, ContrastiveConfig(kind=kind, chunk=chunk)), batch | {"config": config, "tower": tower}
 
 
 # -- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_read_one_by_one_before_they_are_pooled():
+    widths = {"vision_width": 3, "text_width": 2, "shared_width": 2, "volume_hidden": 4, "volume_pooling": "mean"}
+    model = VolumeTextCLIP(nn.Identity(), nn.Identity(), **widths)
+    tokens = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    reader, projection = model.volume_reader[0], model.vision_projection
+    read = [[F.gelu(reader.weight @ token + reader.bias) for token in volume] for volume in tokens]
+    pooled = torch.stack([projection.weight @ (sum(volume) / 5) + projection.bias for volume in read])
+    torch.testing.assert_close(model.embed_tokens(tokens), pooled / pooled.norm(dim=1, keepdim=True))
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_what_a_frozen_tower_saw_is_compared_as_if_it_looked_anew(chunk):
+    objective, batch = make(chunk=chunk)
+    tower, looks = objective.model.vision_tower.requires_grad_(False), []
+    objective.train()
+    anew = objective(batch)["contrastive"].total
+    hook = tower.register_forward_hook(lambda *_: looks.append(1))
+    named = batch | {"pictures": [f"{name}/0" for name in batch["ids"]]}
+    first, second = objective(named)["contrastive"].total, objective(named)["contrastive"].total
+    hook.remove()
+    assert len(looks) == len(TEXTS)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, anew, rtol=1e-2, atol=0)  # what is kept is kept in bfloat16
+    first.backward()
+    assert objective.model.vision_projection.weight.grad.abs().sum() > 0
 
 
 def test_infonce_of_unit_vectors_by_hand():
@@ -283,6 +311,15 @@ def test_a_mirrored_picture_is_told_mirrored_and_a_sided_text_forbids_it(store, 
     same = pairs_of(root, tasks=("retrieval",), text_augment=None, augment=still)[0]
     assert torch.equal(same.pixels, kept[0].pixels)
     assert same.text == said
+
+
+def test_a_volume_has_so_many_looks_and_each_is_always_the_same(store):
+    pairs, shown, told = pairs_of(store, augment=Augment(), looks=2, steps=12), {}, set()
+    for item in map(pairs.__getitem__, range(len(pairs))):
+        assert torch.equal(shown.setdefault(item.picture, item.pixels), item.pixels)
+        told.add((item.picture, item.id))
+    assert set(shown) == {f"{case.id}/{number}" for case in pairs.cases for number in range(2)}
+    assert len(told) > len(shown)  # of one picture, texts of both tasks
 
 
 def test_what_is_judged_is_whole_and_of_one_task(store):

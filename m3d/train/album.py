@@ -1,0 +1,51 @@
+"""What a vision tower that stands still has seen of pictures that are shown again: its tokens, kept in memory."""
+
+# V = volumes, N = tokens of a volume, C = tower width, (D, H, W) = the model's grid
+
+from collections.abc import Sequence
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from torch import Tensor, nn
+
+GIB = 2**30
+BYTES = 2  # a number of bfloat16
+
+
+class Album:
+    """Tokens by the picture's name, in bfloat16 and the CPU's memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, tower: nn.Module, volumes: Tensor, pictures: Sequence[str]) -> Tensor:
+        """What ``tower`` sees of ``(V, 1, D, H, W)``, its class token included: ``(V, N, C)``, without gradient.
+
+        It looks at each picture once, and alone, so that what it sees does not depend on the company.
+        """
+        weights = next(tower.parameters())
+        for number, picture in enumerate(pictures):
+            if picture not in self._kept:
+                with torch.no_grad():
+                    seen: Tensor = tower(volumes[number : number + 1].to(weights.dtype))
+                self._kept[picture] = seen[0].to("cpu", torch.bfloat16)
+        return torch.stack([self._kept[picture] for picture in pictures]).to(weights.device, weights.dtype)
+
+
+def still(tower: nn.Module) -> bool:
+    """Whether nothing of a tower learns."""
+    return not any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def refuse_large(volumes: int, looks: int, tokens: int, width: int) -> None:
+    """Stop before an `Album` outgrows the memory that is free.
+
+    Raises:
+        ValueError: It would; the message says by how much.
+    """
+    needed, free = volumes * looks * tokens * width * BYTES / GIB, psutil.virtual_memory().available / GIB
+    if needed > free:
+        raise ValueError(
+            f"data.looks={looks} keeps {tokens} x {width} numbers of each of {volumes} volumes' pictures: "
+            f"{needed:.1f} GiB, and {free:.1f} are free; take fewer looks, or 0 to look anew at every visit"
+        )
