@@ -122,7 +122,9 @@ def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
         if not following:
             place[step] = value
             return
-        place = place[step] if isinstance(place, list) else place.setdefault(step, {})
+        if isinstance(place, dict) and place.get(step) is None:
+            place[step] = {}  # not there, or null: a group begins
+        place = place[step]
 
 
 def _check_keys(kind: Any, values: object, where: str) -> None:  # noqa: ANN401

@@ -122,3 +122,10 @@ def test_an_override_reaches_into_a_list(tmp_path):
         load_config(Recipe, path, ["stages.2.lr=0.5"])
     with pytest.raises(ValueError, match="a value stands where"):
         load_config(Recipe, path, ["name.x=1"])
+
+
+def test_an_override_begins_a_group_where_there_is_none(tmp_path):
+    path = write(tmp_path, "run.yaml", "name: run")
+    assert load_config(Recipe, path, ["by_name.adam.lr=0.5"]).by_name == {"adam": Optim(lr=0.5)}
+    path = write(tmp_path, "none.yaml", "name: run\nby_name: null")
+    assert load_config(Recipe, path, ["by_name.adam.lr=0.5"]).by_name == {"adam": Optim(lr=0.5)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from m3d.cli.common import note, say_error, say_json
-from m3d.config import config_root, load_config
+from m3d.config import load_config
 from m3d.recipes.registry import STAGES, read_values, recipe, stage_of
 
 ENGINES = ("single", "ddp", "zero2", "zero3", "fsdp")
@@ -118,7 +118,9 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
         found.append(f"engine.name={engine}")
         file = str(_engine_of(arguments.config).get("deepspeed") or "")
         if file and engine not in file and not any(word.startswith("engine.deepspeed=") for word in found):
-            found.append(f"engine.deepspeed={_sibling(file, engine)}")
+            from m3d.train.engines import sibling
+
+            found.append(f"engine.deepspeed={sibling(file, engine) or 'null'}")
     return found
 
 
@@ -133,13 +135,6 @@ def _engine_of(path: Path) -> dict[str, Any]:
     """The ``engine:`` of a config as it is written."""
     values = read_values(path).get("engine") or {}
     return values if isinstance(values, dict) else {}
-
-
-def _sibling(file: str, engine: str) -> str:
-    """The engine's own settings for the same machine: zero2-8xa100.json -> zero3-8xa100.json; null where none are."""
-    path = Path(file)
-    other = path.with_name(f"{engine}-{path.name.partition('-')[2]}")
-    return str(other) if (config_root() / other).is_file() or other.is_file() else "null"
 
 
 def _processes(nproc: int | None) -> int:

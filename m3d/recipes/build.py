@@ -119,6 +119,8 @@ class Init:
         parts = [name for name in ("vision_tower", "segvol", "vision", "head") if getattr(self, name) is not None]
         if self.checkpoint is not None and parts:
             raise ValueError(f"init.checkpoint brings all parts; leave out init.{parts[0]}")
+        if self.checkpoint is not None and (self.pool, self.pooling) != (Init.pool, Init.pooling):
+            raise ValueError("init.checkpoint has its own perceiver; leave out init.pool and init.pooling")
         if self.checkpoint is None and self.language_model is None:
             raise ValueError("init needs a checkpoint of an earlier stage, or a language_model to build around")
         if self.segvol is not None and self.head is not None:

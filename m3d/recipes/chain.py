@@ -7,10 +7,12 @@ configuration, the same data and the same weights to begin from; so a change of 
 import dataclasses
 import json
 import logging
+import time
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ from m3d.recipes.checkpoints import begin_manifest, state_of
 from m3d.recipes.parts import Parts
 from m3d.recipes.registry import recipe, stage_of
 from m3d.train import engines
-from m3d.train.engines import Engine
+from m3d.train.engines import Engine, sibling
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Config:
         stages: In order.
         root: Where the stages' relative folders begin.
         shared: Settings by dotted name, for every stage that knows them.
-        engine: Of all stages.
+        engine: What of every stage's engine is replaced, such as ``{name: zero2}``; the rest stays each stage's own.
     """
 
     stage: Literal["chain"] = "chain"
@@ -51,12 +53,15 @@ class Config:
     root: str = "."
     output: str | None = None
     shared: dict[str, Any] = field(default_factory=dict)
-    engine: Engine | None = None
+    engine: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse nothing to do; ``output`` is what the command line calls ``root``."""
+        """Refuse nothing to do, and what no engine has; ``output`` is what the command line calls ``root``."""
         if not self.stages:
             raise ValueError("stages is empty; list the configs of stages in their order")
+        known = [one.name for one in dataclasses.fields(Engine)]
+        if unknown := sorted(set(self.engine or ()) - set(known)):
+            raise ValueError(f"engine.{unknown[0]}: no engine has it; {hint(unknown[0], known)}")
         if self.output is not None:
             object.__setattr__(self, "root", self.output)
 
@@ -67,17 +72,18 @@ def main(config: Config, *, resume: bool = True) -> list[dict[str, Any]]:
     links = list(load(config))  # all are read before the first begins
     rows = []
     for stage, link in links:
-        output = Path(link.output)
-        before = state_of(output, _facts(link))
+        output, facts = Path(link.output), _facts(link)
+        before = state_of(output, facts)
         rows.append({"stage": stage, "output": output.name, "before": before})
         if before == "done":
             log.info("%s: done (%s)", stage, output)
             continue
         if before != "to do":
-            _move_away(output, before)
+            _move_away(output, before, facts)
         log.info("%s: %s", stage, output)
         recipe(stage).main(link, resume=True)
         engines.barrier()
+        _wait(partial(_is_done, link))  # one process may have made it alone
     return rows
 
 
@@ -97,11 +103,19 @@ def load(config: Config) -> Iterator[tuple[str, Any]]:
         shared = [f"{name}={json.dumps(config.shared[name])}" for name in known]
         found = under(load_config(schema, step.config, [*shared, *step.set]), Path(config.root))
         if config.engine is not None and hasattr(found, "engine"):
-            found = dataclasses.replace(found, engine=config.engine)
+            found = dataclasses.replace(found, engine=_replaced(found.engine, config.engine))
         yield stage, found
     if unknown:
         name = min(unknown)
         raise ValueError(f"shared.{name}: no stage knows it; {hint(name, PATHS)}")
+
+
+def _replaced(engine: Engine, given: dict[str, Any]) -> Engine:
+    """Another engine takes its own DeepSpeed file for the same machine, where there is one."""
+    name = given.get("name", engine.name)
+    if engine.deepspeed is not None and name != engine.name:
+        given = {"deepspeed": sibling(engine.deepspeed, name), **given}
+    return dataclasses.replace(engine, **given)
 
 
 def knows(schema: Any, dotted: str) -> bool:  # noqa: ANN401 - a type
@@ -146,11 +160,25 @@ def _facts(link: Any) -> dict[str, Any]:  # noqa: ANN401
         return begin_manifest(link, stores=stores)
 
 
-def _move_away(output: Path, why: str) -> None:
+def _move_away(output: Path, why: str, facts: Mapping[str, Any]) -> None:
     """Keep what another run has left, under another name."""
     if engines.rank() == 0:
         number = next(n for n in range(1, 10_000) if not output.with_name(f"{output.name}.old{n}").exists())
         aside = output.with_name(f"{output.name}.old{number}")
         output.rename(aside)
         log.warning("%s held %s: it is now %s", output, why, aside.name)
-    engines.barrier()
+    _wait(lambda: not output.exists() or state_of(output, facts) in ("to do", "done"))
+
+
+def _is_done(link: Any) -> bool:  # noqa: ANN401
+    return state_of(Path(link.output), _facts(link)) == "done"
+
+
+def _wait(until: Callable[[], bool]) -> None:
+    """Wait for the first process.
+
+    Before a trainer has brought them together, what it has written must tell the others; if it fails, their launcher
+    ends them.
+    """
+    while engines.rank() != 0 and not until():
+        time.sleep(0.5)

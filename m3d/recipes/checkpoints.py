@@ -30,6 +30,8 @@ from m3d.recipes.registry import recipe
 
 MANIFEST, RECIPE, BEGUN, FORMAT = "manifest.json", "recipe.yaml", "begun.json", "m3d.checkpoint/1"
 PACKAGES = ("torch", "transformers", "peft", "monai", "numpy", "safetensors", "deepspeed")
+FREE_TO_CHANGE = ("lr", "lr_by_part", "clip", "explode", "micro_batch", "save_every", "eval_every")
+"""Of ``optim``: a run that was stopped goes on with others, as `FloatingPointError` and the dry run advise."""
 OF_THE_MACHINE = ("output", "root", "engine", "device", "workers", "log_every", "keep", "cache_gib")
 SAMPLE = 1 << 20
 
@@ -78,7 +80,19 @@ def recipe_of(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any stage's data
 
 def config_hash(config: Any) -> str:  # noqa: ANN401
     """SHA-256 of the recipe: what changes the result changes it, a moved folder does not."""
-    return hashlib.sha256(json.dumps(recipe_of(config), sort_keys=True).encode()).hexdigest()
+    return _sha256(recipe_of(config))
+
+
+def run_hash(config: Any) -> str:  # noqa: ANN401
+    """SHA-256 of what a run that was stopped must have in common with the one that goes on."""
+    found = {name: one for name, one in recipe_of(config).items() if name not in ("checkpointing", "samples_every")}
+    if isinstance(optim := found.get("optim"), Mapping):
+        found["optim"] = {name: one for name, one in optim.items() if name not in FREE_TO_CHANGE}
+    return _sha256(found)
+
+
+def _sha256(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 # -- the manifest ---------------------------------------------------------------------------------------------------
@@ -130,10 +144,19 @@ def _name(folder: Path) -> str:
 
 def code_version() -> str | None:
     """The commit of the checkout that this runs from, where it is one; ``+`` where files have been changed."""
-    here = ["git", "-C", str(Path(__file__).parent)]
-    done = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    changed = subprocess.run([*here, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
+    package = Path(__file__).parents[2]
+    try:
+        top, *commit = _git(package, "rev-parse", "--show-toplevel", "HEAD").splitlines()
+        if Path(top).resolve() != package.resolve():  # installed below somebody else's checkout
+            return None
+        return commit[0] + ("+" if _git(package, "status", "--porcelain", "-uno") else "")
+    except (OSError, ValueError, IndexError):  # no git here, no checkout, no commit
+        return None
+
+
+def _git(folder: Path, *given: str) -> str:
+    done = subprocess.run(["git", "-C", str(folder), *given], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def versions() -> dict[str, str]:
@@ -160,6 +183,7 @@ def begin_manifest(
         "stage": config.stage,
         "final": False,
         "config_sha256": config_hash(config),
+        "run_sha256": run_hash(config),
         "seed": getattr(config, "seed", None),
         "commit": code_version(),
         "packages": versions(),
@@ -213,16 +237,17 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
 
 
-def begun(output: Path, facts: Mapping[str, Any]) -> None:
-    """Note what a stage's output is going to be; the same again changes nothing.
+def begun(output: Path, config: Any, facts: Mapping[str, Any]) -> None:  # noqa: ANN401
+    """Note what a stage's output is going to be; the same again changes nothing, nor do settings that are free.
 
     Raises:
         ValueError: The folder is that of another configuration, of other data or other weights to begin from.
     """
     known = _begun_facts(output)
-    if known is not None and (why := _difference(known, facts)):
+    if known is not None and (why := _difference(known, facts, "run_sha256")):
         raise ValueError(f"{output} holds {why}; choose another output, or move that one away")
     output.mkdir(parents=True, exist_ok=True)
+    write_recipe(output, config)
     with atomic_path(output / BEGUN) as temporary:
         temporary.write_text(json.dumps(dict(facts), indent=1) + "\n", encoding="utf-8")
 
@@ -230,38 +255,35 @@ def begun(output: Path, facts: Mapping[str, Any]) -> None:
 def state_of(output: Path, facts: Mapping[str, Any]) -> str:
     """Whether a stage's output, to be made as ``facts`` say, is "done", "to do", or what else it is."""
     found = read_manifest(output)
-    known = found or _begun_facts(output)
+    done = found is not None and bool(found.get("final"))
+    known = _as_today(model_folder(output), found) if found is not None and done else _begun_facts(output)
     if known is None:
         return "to do"
-    if found is not None:
-        known = {**found, "config_sha256": _hash_today(model_folder(output), found)}
-    if why := _difference(known, facts):
-        return why
-    return "done" if found is not None and found.get("final") else "to do"
-
-
-def _hash_today(folder: Path, manifest: Mapping[str, Any]) -> Any:  # noqa: ANN401
-    """The hash of a folder's recipe as it is read today: a setting that is newer has its default."""
-    known = manifest.get("config_sha256")
-    if not (folder / RECIPE).is_file():
-        return known
-    try:
-        return config_hash(load_config(recipe(manifest["stage"]).Config, folder / RECIPE))
-    except ValueError:  # it has a setting that is no more
-        return known
+    return _difference(known, facts, "config_sha256" if done else "run_sha256") or ("done" if done else "to do")
 
 
 def _begun_facts(output: Path) -> dict[str, Any] | None:
     path = output / BEGUN
     if path.is_file():
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    return read_manifest(output)
+        return _as_today(output, json.loads(path.read_text(encoding="utf-8")))
+    found = read_manifest(output)
+    return None if found is None else _as_today(model_folder(output), found)
 
 
-def _difference(known: Mapping[str, Any], facts: Mapping[str, Any]) -> str | None:
-    """In what two stages' beginnings differ, as far as it changes what comes of them."""
-    if known.get("config_sha256") != facts["config_sha256"]:
+def _as_today(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """With the hashes of a folder's recipe as it is read today: a setting that is newer has its default."""
+    if not (folder / RECIPE).is_file():
+        return facts
+    try:
+        config = load_config(recipe(facts["stage"]).Config, folder / RECIPE)
+    except ValueError:  # it has a setting that is no more
+        return facts
+    return {**facts, "config_sha256": config_hash(config), "run_sha256": run_hash(config)}
+
+
+def _difference(known: Mapping[str, Any], facts: Mapping[str, Any], which: str) -> str | None:
+    """In what two stages' beginnings differ, as far as it changes what comes of them; ``which`` hash is compared."""
+    if known.get(which) != facts[which]:
         return "a run of another configuration"
     if [one["sha256"] for one in known.get("data", [])] != [one["sha256"] for one in facts["data"]]:
         return "a run on other data"

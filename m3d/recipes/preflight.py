@@ -55,9 +55,6 @@ def _check_stage(config: Any, processes: int, made: Collection[Path]) -> None:  
 def parents_of(config: Any) -> dict[str, str]:  # noqa: ANN401
     """The folders that a stage begins from, by role."""
     found = config.parents() if hasattr(config, "parents") else {}
-    source = getattr(getattr(config, "text", None), "source", "auto")
-    if source not in ("auto", "minilm", "small"):
-        found = found | {"text.source": source}
     return {role: folder for role, folder in found.items() if folder is not None}
 
 

@@ -26,8 +26,9 @@ from m3d.models.clip import M3DCLIPConfig, Pair, build_pair, load_pair, save_pai
 from m3d.models.config import M3DVisionConfig
 from m3d.models.weights import put
 from m3d.recipes.build import VisionSizes
-from m3d.recipes.checkpoints import begin_manifest, finish_manifest, model_folder, write_manifest, write_recipe
+from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.preflight import check_stores
+from m3d.tasks import check_tasks
 from m3d.train import engines
 from m3d.train.album import refuse_large
 from m3d.train.augment import Augment
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
 WATCHED = (1, 5, 10)
+MEASURES = ("R@1", "R@5", "MRR", "mean_rank", "chance_R@5", "token_spread")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ class PairsConfig:
 
     def __post_init__(self) -> None:
         """Refuse what names nothing."""
+        check_tasks(self.tasks, "data.tasks")
         for name in ("stores", "tasks"):
             if not getattr(self, name):
                 raise ValueError(f"data.{name} is empty; name at least one")
@@ -120,6 +123,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse two answers to one question."""
+        self.optim.refuse_seed()
         if self.init is not None and self.vision is not None:
             raise ValueError("init brings the vision tower's sizes along: give init or vision, not both")
         if self.init is None and self.learn_vision == "frozen":
@@ -130,8 +134,9 @@ class Config:
             raise ValueError(f"data.looks with engine={self.engine.name}: its parts are fetched by all at once; take 0")
 
     def parents(self) -> dict[str, str | None]:
-        """The checkpoint that it begins from."""
-        return {"vision_tower": self.init}
+        """The folders that it begins from."""
+        named = self.text.source in ("auto", "minilm", "small")
+        return {"vision_tower": self.init, "text.source": None if named else self.text.source}
 
 
 # -- the parts --------------------------------------------------------------------------------------------------------
@@ -229,7 +234,7 @@ def measurable(cases: Sequence[TrainingCase], tasks: Sequence[str]) -> list[str]
 def summary(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """What is watched: the mean over tasks and both directions, chance, and the tokens' spread."""
     watched = {}
-    for name in ("R@1", "R@5", "MRR", "mean_rank"):
+    for name in MEASURES[:4]:
         rows = [task[f"{way}/{name}"] for task in scores.values() for way in ("volume_to_text", "text_to_volume")]
         watched[name] = sum(rows) / len(rows)
     first = next(iter(scores.values()))
@@ -279,6 +284,8 @@ def main(config: Config, *, resume: bool = False) -> dict[str, dict[str, float]]
     facts = begin_manifest(
         config, stores=config.data.stores, parents=config.parents(), text_tower=tower.origin, **_sizes(pair.model)
     )
+    if engines.rank() == 0:
+        begun(output, config, facts)
     trainer = M3DTrainer(
         ContrastivePair(pair.model, config.loss),
         dataset,
@@ -289,6 +296,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, dict[str, float]]
         save=lambda folder: _save(folder, pair, config, facts),
         evaluate=lambda: summary(judge(pair, judged, config.data.tasks)),
         best=config.best,
+        measures=MEASURES,
     )
     log.info("%d images to learn from, %d to measure on, %d steps", len(cases), len(judged), steps)
     trainer.fit(resume=resume)

@@ -95,7 +95,8 @@ class Config:
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
-        """Refuse two answers to one question."""
+        """Refuse two answers to one question, and what would be passed over."""
+        self.optim.refuse_seed()
         if self.vision_tower is not None and self.vision is not None:
             raise ValueError("vision_tower brings its sizes along: give vision_tower or vision, not both")
 
@@ -178,6 +179,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
     collate = MaskCollator(global_batch=optim.batch)
     view = Masks(augment=config.augment, masks=config.data.masks, absent=config.data.absent)
     still = VolumeDataset(judged, replace(view, augment=None), seed=0) if judged else None
+    judge = None if still is None else Judge(objective, still, collate, model.tokens, optim)
     return train(
         config,
         objective,
@@ -185,7 +187,8 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
         collate,
         optim,
         save=lambda folder: save_segvol(folder, model, preprocess),
-        judge=None if still is None else Judge(objective, still, collate, model.tokens, optim),
+        judge=judge,
+        measures=judge.measures if judge is not None else (),
         facts={"parameters": sum(parameter.numel() for parameter in model.parameters()), "names": len(names.index)},
         resume=resume,
     )

@@ -18,6 +18,7 @@ from m3d.models.fold import whole_state
 from m3d.models.processing import add_m3d_tokens
 from m3d.models.weights import write_weights
 from m3d.recipes.talk import StoresConfig, dataset, to_device, train
+from m3d.tasks import check_tasks
 from m3d.train import engines
 from m3d.train.byte_bpe import byte_bpe
 from m3d.train.data import Group, VolumeDataset
@@ -35,6 +36,11 @@ class TextsConfig(StoresConfig):
     weights: dict[str, float] = field(default_factory=dict)
     exchanges: int = 8
     max_length: int = 512
+
+    def __post_init__(self) -> None:
+        """Refuse tasks that are none."""
+        super().__post_init__()
+        check_tasks(self.weights, "data.weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +79,10 @@ class Config:
     optim: OptimConfig
     best: str | None = None
     engine: Engine = field(default_factory=Engine)
+
+    def __post_init__(self) -> None:
+        """Refuse what would be passed over."""
+        self.optim.refuse_seed()
 
     def parents(self) -> dict[str, str | None]:
         """None: it begins from nothing."""
@@ -140,6 +150,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
         optim,
         save=lambda folder: save_language(folder, model, tokenizer),
         judge=None if judged is None else judge,
+        measures=("loss",),
         facts={"parameters": sum(parameter.numel() for parameter in model.parameters())},
         resume=resume,
     )

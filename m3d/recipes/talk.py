@@ -2,10 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,10 @@ from m3d.recipes.build import Built, Init, build
 from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.handover import Kind, kind_of, save_model
 from m3d.recipes.parts import Parts, apply
+from m3d.tasks import check_tasks
 from m3d.tasks.codecs import Frac3
 from m3d.train import engines
-from m3d.train.album import refuse_large
+from m3d.train.album import refuse_large, still
 from m3d.train.augment import Augment
 from m3d.train.cases import stored
 from m3d.train.collate import Collator
@@ -122,6 +123,11 @@ class ExchangesConfig(StoresConfig):
     window: int = 0
     looks: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse tasks that are none."""
+        super().__post_init__()
+        check_tasks(self.weights, "data.weights")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TalkConfig:
@@ -155,9 +161,18 @@ class TalkConfig:
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
-        """Refuse what could not be loaded again."""
+        """Refuse what could not be loaded again, and what would be passed over."""
+        self.optim.refuse_seed()
         if self.saved == "parts" and self.init.language_model is None:
             raise ValueError("saved=parts leaves the language model where it is: give its folder, init.language_model")
+        if self.samples_every is not None and self.data.judged is None:
+            raise ValueError(f"samples_every={self.samples_every} needs volumes to show: set data.judged")
+        half = self.init.dtype == "bfloat16" and not (self.engine.zero_stage and self.optim.bf16)
+        if half and self.parts.language_model == "full":
+            raise ValueError(
+                "parts.language_model=full with init.dtype=bfloat16: its small steps would be rounded away; take "
+                "init.dtype=float32, or engine zero2 or zero3 with optim.bf16, which keep a float32 copy"
+            )
         if self.data.looks and self.engine.name in ("zero3", "fsdp"):
             raise ValueError(f"data.looks with engine={self.engine.name}: its parts are fetched by all at once; take 0")
         if self.saved == "parts" and self.parts.language_model == "full":
@@ -179,10 +194,10 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     if config.checkpointing:
         built.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
         built.model.vision_tower.gradient_checkpointing = True
-    if config.data.looks:
+    objective = TalkAndDraw(built.model, config.loss)
+    if config.data.looks and still(built.model.vision_tower) and not objective.draws:
         vision, shown = built.model.config.vision, sum(len(group.cases) for group in config.data.groups())
         refuse_large(shown, config.data.looks, math.prod(vision.grid), vision.hidden_size)
-    objective = TalkAndDraw(built.model, config.loss)
     optim = replace(config.optim, seed=config.seed)
     collate = Collator(
         processor=built.processor,
@@ -190,6 +205,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         simulated=config.data.simulated if objective.draws else 0,
         global_batch=optim.batch,
     )
+    judge = judge_of(config.data, exchanges(config, built, None), collate, objective, built.model, optim)
     facts = {name: {"learned": one.learned, "total": one.total} for name, one in learning.items()}
     return train(
         config,
@@ -198,7 +214,8 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         collate,
         optim,
         save=lambda folder: save_model(folder, built.model, built.processor, kind=config.saved, lora=config.parts.lora),
-        judge=judge_of(config.data, exchanges(config, built, None), collate, objective, built.model, optim),
+        judge=judge,
+        measures=judge.measures if judge is not None else (),
         callbacks=_samples(config, built, objective),
         facts={"parts": facts, "kind": config.saved, "from": built.notes},
         resume=resume,
@@ -263,6 +280,19 @@ class Judge:
     look: Callable[[Tensor], Tensor]
     optim: OptimConfig
 
+    def __post_init__(self) -> None:
+        """Refuse too few volumes, now and not after hours."""
+        if len(self.items) < 2:
+            raise ValueError(
+                f"data.judged: {len(self.items)} volume to measure on, but whether the tower tells volumes apart takes "
+                "two; prepare more of that split, or set data.judged=null"
+            )
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What may be measured, by name."""
+        return ("loss", *cast("tuple[str, ...]", self.objective.loss_names), "token_spread")
+
     def __call__(self) -> dict[str, float]:
         """Measure."""
         device = next(self.objective.parameters()).device
@@ -319,6 +349,7 @@ def train(
     *,
     save: Callable[[Path], None],
     judge: Callable[[], Mapping[str, float]] | None,
+    measures: Collection[str],
     facts: Mapping[str, Any],
     callbacks: Sequence[Any] = (),
     resume: bool = False,
@@ -327,7 +358,7 @@ def train(
     facts = begin_manifest(config, stores=config.data.stores, parents=config.parents(), **facts)
     output = Path(config.output)
     if engines.rank() == 0:
-        begun(output, facts)
+        begun(output, config, facts)
 
     def export(folder: Path) -> None:
         save(folder)
@@ -344,6 +375,7 @@ def train(
         save=export,
         evaluate=judge,
         best=config.best,
+        measures=measures,
         callbacks=callbacks,
     )
     log.info("%s: %d steps of %d volumes (%d in an epoch)", config.stage, trainer.steps, optim.batch, items.images)

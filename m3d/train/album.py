@@ -2,6 +2,7 @@
 
 # V = volumes, N = tokens of a volume, C = tower width, (D, H, W) = the model's grid
 
+import os
 from collections.abc import Sequence
 
 import psutil  # type: ignore[import-untyped]
@@ -38,14 +39,19 @@ def still(tower: nn.Module) -> bool:
 
 
 def refuse_large(volumes: int, looks: int, tokens: int, width: int) -> None:
-    """Stop before an `Album` outgrows the memory that is free.
+    """Stop before the albums of this machine's processes outgrow the memory that is free.
+
+    Each of them comes to see every volume, in all its looks and as it is.
 
     Raises:
         ValueError: It would; the message says by how much.
     """
-    needed, free = volumes * looks * tokens * width * BYTES / GIB, psutil.virtual_memory().available / GIB
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = here * volumes * (looks + 1) * tokens * width * BYTES / GIB
+    free = psutil.virtual_memory().available / GIB
     if needed > free:
         raise ValueError(
             f"data.looks={looks} keeps {tokens} x {width} numbers of each of {volumes} volumes' pictures: "
-            f"{needed:.1f} GiB, and {free:.1f} are free; take fewer looks, or 0 to look anew at every visit"
+            f"{needed:.1f} GiB in {here} processes, and {free:.1f} are free; take fewer looks, or 0 to look anew at "
+            "every visit"
         )

@@ -74,8 +74,7 @@ class Collator:
             "volumes": len(items),
             "exchanges": len(exchanges),
             "tokens": sum(map(len, rows)),
-            "cut": lost["cut"],
-            "refused": lost["refused"],
+            **lost,
         }
         return batch
 

@@ -70,7 +70,7 @@ class VolumeDataset(Dataset[Item], Generic[Item]):
         groups: Cases, or groups of them with weights.
         view: `Exchanges` or `Masks`; cases that it does not want are left out.
         seed: All chance.
-        epochs: Says the length; ``length`` overrules it.
+        epochs: Says the length, up to a whole ``chunk``; ``length`` overrules it.
         length: Items in all, such as steps x volumes a step.
         window: Items within which those of similar length are brought together; 0 keeps the permutation.
         chunk: How many stand together: the volumes of an optimizer step, on all ranks.
@@ -100,7 +100,7 @@ class VolumeDataset(Dataset[Item], Generic[Item]):
                 "look at the tasks of the store (`m3d data stats`) and at weights"
             )
         self.images = sum(self.shares)
-        self.length = round(epochs * self.images) if length is None else length
+        self.length = -(-round(epochs * self.images) // chunk) * chunk if length is None else length
         self.memory = Memory(cache_bytes)
 
     def _wanted(self, group: Group) -> Group:

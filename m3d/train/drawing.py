@@ -124,6 +124,7 @@ class DrawByPrompts(nn.Module):
         if not 0 <= detail_dropout < 1:
             raise ValueError(f"detail_dropout={detail_dropout} must be a probability below 1")
         self.model, self.names, self.weights, self.detail_dropout = model, names, weights, detail_dropout
+        self.loss_names = ("dice", "bce", "prompted")
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
         """Sums over masks, by name; every rank runs the same modules, whatever its batch holds."""

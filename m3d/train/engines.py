@@ -35,6 +35,13 @@ EngineName = Literal["single", "ddp", "zero2", "zero3", "fsdp"]
 _RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
+def sibling(file: str, engine: str) -> str | None:
+    """An engine's settings for the same machine: zero2-8xa100.json -> zero3-8xa100.json; None where there are none."""
+    path = Path(file)
+    other = path.with_name(f"{engine}-{path.name.partition('-')[2]}")
+    return str(other) if (config_root() / other).is_file() or other.is_file() else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """How the work is shared out.
@@ -43,7 +50,8 @@ class Engine:
         name: single, ddp, zero2, zero3 or fsdp.
         device: cpu, cuda, or auto: a GPU where there is one.
         deepspeed: A DeepSpeed JSON file for zero2 and zero3, such as ``engines/zero3-8xa100.json`` among the shipped
-            configs; batch sizes, clipping and precision in it are replaced by those of the recipe. None for ours.
+            configs; batch sizes, clipping and precision in it are replaced by those of the recipe. None for ours. Other
+            engines pass over it.
         timeout_minutes: How long a process waits for the others before it gives up.
     """
 
@@ -69,8 +77,8 @@ def world() -> int:
 
 
 def rank() -> int:
-    """This process's number among them."""
-    return distributed.get_rank() if _together() else 0
+    """This process's number among them; before they have met, what the launcher says."""
+    return distributed.get_rank() if _together() else int(os.environ.get("RANK", "0"))
 
 
 def barrier() -> None:
@@ -303,6 +311,24 @@ def keep_small_whole(wrapped: Any) -> None:  # noqa: ANN401
     for parameter in wrapped.module.parameters():
         if parameter.ds_persist:
             register(wrapped.module, parameter)
+
+
+@contextlib.contextmanager
+def at_hand(wrapped: nn.Module) -> Iterator[None]:
+    """Inside, parts of a model can be called by themselves, as evaluation and samples do; all processes must enter it.
+
+    Under fsdp the layers gather their own weights when they are called; those that belong to no layer are the root's,
+    and are there only inside its forward pass.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(wrapped, FSDPModule):
+        wrapped.unshard()
+    try:
+        yield
+    finally:
+        if isinstance(wrapped, FSDPModule):
+            wrapped.reshard()
 
 
 @contextlib.contextmanager

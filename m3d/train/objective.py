@@ -98,6 +98,10 @@ class TalkAndDraw(nn.Module):
         self.box_reader = reader(width, 6) if weights.boxes > 0 else None
         self.value_reader = reader(width, 1) if weights.values > 0 else None
         self._album = Album()
+        read = [
+            name for name, reader in (("boxes", self.box_reader), ("values", self.value_reader)) if reader is not None
+        ]
+        self.loss_names = ("text", *read, *(("dice", "bce", "prompted") if self.draws else ()))
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
         """Sums by name; `Loss` says what the trainer divides them by."""

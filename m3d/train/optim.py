@@ -78,6 +78,15 @@ class OptimConfig:
         if self.batch % self.micro_batch:
             raise ValueError(f"optim.micro_batch={self.micro_batch} must divide optim.batch={self.batch}")
 
+    def refuse_seed(self) -> None:
+        """Refuse a seed of its own: a stage's recipe has one for everything, and puts it here.
+
+        Raises:
+            ValueError: There is one.
+        """
+        if self.seed:
+            raise ValueError(f"optim.seed={self.seed} would be passed over: set seed={self.seed}")
+
     def num_steps(self, length: int) -> int:
         """Optimizer steps over a data set of that length, which holds all its epochs."""
         return self.steps if self.steps is not None else math.ceil(length / self.batch)

@@ -14,7 +14,7 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -54,6 +54,7 @@ class M3DTrainer(Trainer):
             checkpoint, or only with the best where ``best`` is given. The first process calls it, with full weights.
         evaluate: Measures by name; called by every process, without gradients.
         best: The measure by which the best checkpoint is kept; higher is better unless its name ends with ``loss``.
+        measures: The names that ``evaluate`` may give, so that a wrong ``best`` is told before training.
         callbacks: More of transformers' callbacks, such as `m3d.train.watch.Samples`.
     """
 
@@ -75,10 +76,13 @@ class M3DTrainer(Trainer):
         save: Callable[[Path], None] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         best: str | None = None,
+        measures: Collection[str] = (),
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         if best is not None and evaluate is None:
             raise ValueError(f"best={best!r} needs an evaluation to measure it")
+        if best is not None and measures and best not in measures:
+            raise ValueError(f"best={best!r} is none of what the evaluation measures: {', '.join(sorted(measures))}")
         self.engine = Engine(name=engine) if isinstance(engine, str) else engine
         self.config, self.output, self.best = config, output, best
         self.objective, self.export, self.measure = objective, save, evaluate
@@ -291,7 +295,7 @@ class M3DTrainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # noqa: ANN401
         """Measure; all processes go by what the first one found."""
         assert self.measure is not None
-        with aside(self.objective):
+        with aside(self.objective), engines.at_hand(self.model_wrapped):
             measured = {f"eval_{name}": float(value) for name, value in self.measure().items()}
         metrics: dict[str, float] = engines.gather(measured)[0]
         if self.best is not None and f"eval_{self.best}" not in metrics:

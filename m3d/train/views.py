@@ -20,7 +20,7 @@ from torch import Tensor
 from data_prep.laterality import bound_axes, mirrorable, mirrored, speaks_of_density
 from data_prep.record import Record
 from m3d.models.processing import BOX_START, SEG_TOKEN, M3DProcessor, encode_exchange
-from m3d.tasks import TASKS, render
+from m3d.tasks import TASKS, check_tasks, render
 from m3d.tasks.codecs import BoxCodec
 from m3d.train.augment import Augment, Augmented
 from m3d.train.cases import Arrays, TrainingCase, holds_in_one_pose, to_tensors
@@ -132,8 +132,7 @@ class Exchanges:
         """Refuse weights and sizes that cannot be."""
         if any(weight < 0 for weight in self.weights.values()) or not any(self.weights.values()):
             raise ValueError(f"weights={dict(self.weights)} must be 0 or more, and one of them above 0")
-        if unknown := sorted(set(self.weights) - set(TASKS)):
-            raise ValueError(f"weights name no task: {', '.join(unknown)}; the tasks are {', '.join(TASKS)}")
+        check_tasks(self.weights, "weights")
         smallest = self.processor.num_image_tokens + 8
         for name in ("max_tokens", "max_length"):
             value = getattr(self, name)

@@ -24,11 +24,13 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from data_prep.atomic import atomic_path
-from m3d.train.engines import rank
+from m3d.train.engines import at_hand, rank
 
 log = logging.getLogger(__name__)
 GIB = 1 << 30
 _COUNTED = ("volumes", "tokens", "pairs", "masks")
+LOST = ("cut", "refused", "left the picture", "over max_tokens")
+"""What becomes of exchanges that do not fit (m3d/train/views.py); a step's row has how many, where there are any."""
 
 
 class Speed:
@@ -47,6 +49,7 @@ class Speed:
         self.restart()
         rates = {"samples": float(samples)} | {name: counts[name] for name in _COUNTED if name in counts}
         row = {f"{name}/s": value / seconds for name, value in rates.items()}
+        row |= {f"lost/{name}": counts[name] for name in LOST if counts.get(name)}
         return row | {"seconds": seconds, "memory_gib": peak_memory()}
 
 
@@ -209,13 +212,13 @@ class Samples(TrainerCallback):
         self.every, self.write, self.folder = every, write, folder
         self.objective, self.together = objective, together
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
+    def on_step_end(self, args: Any, state: Any, control: Any, **seen: Any) -> None:  # noqa: ANN401
         """Write them."""
         step = state.global_step
         due = step % self.every == 0 or step == state.max_steps
         if not due or (rank() != 0 and not self.together):
             return
-        with aside(self.objective), tempfile.TemporaryDirectory() as scratch:
+        with aside(self.objective), at_hand(seen["model"]), tempfile.TemporaryDirectory() as scratch:
             target = Path(scratch) / "samples"
             target.mkdir()
             try:

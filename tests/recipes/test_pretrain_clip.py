@@ -106,6 +106,14 @@ def test_it_begins_from_an_earlier_vision_tower(trained, tmp_path, store):
 
 
 @pytest.mark.integration
+def test_another_configuration_does_not_go_on_in_the_same_folder(trained, store):
+    _, output, _ = trained
+    other = config_of(output.parent, store, "data.text={drop: 0.5}")
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        main(other, resume=True)
+
+
+@pytest.mark.integration
 def test_a_frozen_tower_lends_its_eyes(trained, tmp_path, store):
     _, output, _ = trained
     frozen = (f"init={output}", "vision=null", "learn_vision=frozen", "data.looks=2", "volume_hidden=16")
@@ -136,8 +144,12 @@ def test_what_cannot_be_is_refused_before_anything_is_built(tmp_path, store):
         load_config(Config, tmp_path / "clip.yaml", ["data.stores=[]"])
     with pytest.raises(ValueError, match=r"unknown key 'temperature'"):
         config_of(tmp_path, store, "loss.temperature=1")
-    with pytest.raises(ValueError, match=r"split train: no image has an entry of compare"):
-        main(config_of(tmp_path, store, "data.tasks=[compare]"))
+    with pytest.raises(ValueError, match=r"data.tasks: reprot is no task; the tasks are retrieval, report"):
+        config_of(tmp_path, store, "data.tasks=[report, reprot]")
+    with pytest.raises(ValueError, match=r"best='MMR' is none of what the evaluation measures: MRR, R@1"):
+        main(config_of(tmp_path, store, "best=MMR"))
+    with pytest.raises(ValueError, match=r"optim.seed=3 would be passed over: set seed=3"):
+        config_of(tmp_path, store, "optim.seed=3")
     with pytest.raises(ValueError, match="fewer than two of its images"):
         main(config_of(tmp_path, store, "data.judged=validation"))
 

@@ -15,10 +15,13 @@ import m3d
 from m3d.config import load_config
 from m3d.models.clip import vision_tower_of
 from m3d.models.weights import read_weights
-from m3d.recipes import align, chain, instruct, merge, pretrain_segvol, pretrain_words
+from m3d.recipes import align, build, chain, checkpoints, instruct, merge, pretrain_segvol, pretrain_words
 from m3d.recipes.checkpoints import model_folder, read_manifest, state_of
 from m3d.recipes.handover import load_model
 from m3d.recipes.pretrain_segvol import load_segvol
+from m3d.recipes.talk import Judge
+from m3d.train.data import VolumeDataset
+from m3d.train.views import Masks
 from tests.fixtures.tiny_stages import optim, stages
 
 pytestmark = pytest.mark.integration
@@ -91,7 +94,7 @@ def test_a_chain_knows_what_has_changed(runs, phantom_store, tmp_path):
     assert states()[2] == "a run that began from other weights"
     with pytest.raises(ValueError, match=r"shared\.parts\.nose: no stage knows it"):
         states(shared={"parts.nose": "full"})
-    chain._move_away(moved / "align", "a test")
+    chain._move_away(moved / "align", "a test", {})
     assert (moved / "align.old1" / "model" / "manifest.json").is_file() and not (moved / "align").exists()
 
 
@@ -215,6 +218,72 @@ def _stop_after(config: Any, steps: int) -> None:
         with pytest.raises(Killed):
             align.main(config)
     assert not read_manifest(config.output)["final"]
+
+
+def test_a_stopped_stage_goes_on_with_what_is_free_to_change(runs, phantom_store, tmp_path):
+    """As the message of a loss that exploded advises; another batch is another run."""
+    config = config_of("align", phantom_store, runs, output=str(tmp_path / "align"), optim=optim(3))
+    _stop_after(config, 2)
+    lower = dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=config.optim.lr / 10, explode=5.0))
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, warmup=1))
+
+    def state(one: Any) -> str:
+        return state_of(Path(one.output), chain._facts(one))
+
+    assert (state(config), state(lower), state(other)) == ("to do", "to do", "a run of another configuration")
+    with pytest.raises(ValueError, match="holds a run of another configuration"):
+        align.main(other, resume=True)
+    align.main(lower, resume=True)
+    assert [row["step"] for row in rows(tmp_path / "align" / "losses.jsonl")] == [1, 2, 3]
+    assert (state(lower), state(config)) == ("done", "a run of another configuration")
+
+
+def test_what_could_only_fail_later_is_refused_now(runs, phantom_store, tmp_path):
+    config = config_of("align", phantom_store, runs, output=str(tmp_path / "align"))
+    with pytest.raises(ValueError, match=r"data.weights: reprot is no task"):
+        dataclasses.replace(config.data, weights={"reprot": 1.0})
+    with pytest.raises(ValueError, match=r"samples_every=5 needs volumes to show"):
+        dataclasses.replace(config, samples_every=5, data=dataclasses.replace(config.data, judged=None))
+    half = dataclasses.replace(config.init, dtype="bfloat16")
+    with pytest.raises(ValueError, match=r"small steps would be rounded away; take init.dtype=float32"):
+        dataclasses.replace(config, init=half, parts=dataclasses.replace(config.parts, language_model="full"))
+    with pytest.raises(ValueError, match=r"init.checkpoint has its own perceiver; leave out init.pool"):
+        build.Init(checkpoint="somewhere", pool=1)
+    with pytest.raises(
+        ValueError, match=r"best='dcie' is none of what the evaluation measures: loss, text, token_spread"
+    ):
+        align.main(dataclasses.replace(config, best="dcie"))
+    assert not (tmp_path / "align" / "losses.jsonl").exists()
+    few = VolumeDataset(config.data.judged_groups()[0].cases[:1], Masks())
+    with pytest.raises(ValueError, match=r"data.judged: 1 volume to measure on"):
+        Judge(torch.nn.Identity(), few, list, torch.nn.Identity(), config.optim)
+
+
+def test_where_there_is_no_git_nothing_is_said_of_a_commit(monkeypatch, tmp_path):
+    assert checkpoints.code_version() is None or len(checkpoints.code_version().rstrip("+")) == 40
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert checkpoints.code_version() is None
+
+
+def test_a_chain_changes_what_is_given_of_its_stages_engines():
+    links = dict(chain.load(load_config(chain.Config, "configs/lamed/chain.yaml", ["engine.name=zero3"])))
+    assert {link.engine.name for link in links.values() if hasattr(link, "engine")} == {"zero3"}
+    assert links["instruct"].engine.deepspeed == "engines/zero3-8xa100.json"
+    assert links["pretrain_clip"].engine.deepspeed is None
+    links = dict(chain.load(load_config(chain.Config, "configs/lamed/chain.yaml", ["engine.device=cpu"])))
+    assert (links["instruct"].engine.name, links["instruct"].engine.device) == ("zero2", "cpu")
+    assert links["instruct"].engine.deepspeed == "engines/zero2-8xa100.json"
+    with pytest.raises(ValueError, match=r"engine.nmae: no engine has it; .*name"):
+        load_config(chain.Config, "configs/lamed/chain.yaml", ["engine.nmae=zero3"])
+
+
+def test_others_wait_for_the_first_process(monkeypatch):
+    asked = []
+    monkeypatch.setattr(chain.time, "sleep", lambda _: asked.append(1))
+    chain._wait(lambda: False)  # the first waits for nobody
+    monkeypatch.setenv("RANK", "3")
+    chain._wait(lambda: len(asked) == 2)
+    assert len(asked) == 2
 
 
 def test_another_configuration_does_not_go_on_in_the_same_folder(runs, phantom_store):

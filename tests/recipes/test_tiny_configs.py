@@ -35,7 +35,7 @@ def test_the_chain_hands_every_stage_what_it_begins_from():
 
 def test_the_tower_is_taught_slowly_once_it_has_learned():
     instruct = load_config(recipe("instruct").Config, "configs/tiny/instruct.yaml")
-    assert instruct.optim.lr_by_part["vision_tower"] <= instruct.optim.lr / 10
+    assert instruct.optim.lr_by_part["vision_tower"] <= instruct.optim.lr / 4
     align = load_config(recipe("align").Config, "configs/tiny/align.yaml")
     assert align.parts.vision_tower == "frozen"
     assert align.loss.boxes > 0  # digits alone taught it every usual answer, and never to look

@@ -40,6 +40,9 @@ def test_a_tower_stands_still_where_nothing_of_it_learns():
 
 def test_an_album_that_memory_cannot_hold_is_refused_before_it_is_begun(monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**30})())
-    refuse_large(2**10, 4, 2**9, 2**8)  # 2^10 * 4 * 2^17 numbers of 2 bytes: just 1 GiB
-    with pytest.raises(ValueError, match=r"data.looks=5 .* of 1024 volumes' pictures: 1.2 GiB, and 1.0 are free"):
-        refuse_large(2**10, 5, 2**9, 2**8)
+    refuse_large(2**10, 3, 2**9, 2**8)  # 2^10 volumes, as they are and 3 more, 2^17 numbers of 2 bytes: just 1 GiB
+    with pytest.raises(ValueError, match=r"data.looks=4 .* of 1024 volumes' pictures: 1.2 GiB in 1 .* 1.0 are free"):
+        refuse_large(2**10, 4, 2**9, 2**8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"data.looks=3 .*: 2.0 GiB in 2 processes"):
+        refuse_large(2**10, 3, 2**9, 2**8)

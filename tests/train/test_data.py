@@ -154,6 +154,15 @@ def test_groups_of_similar_length_begin_where_a_step_begins():
     assert step == list(range(step[0], step[0] + 4))
 
 
+@pytest.mark.parametrize(("epochs", "length"), [(1, 12), (2, 20), (2.5, 28)])
+def test_epochs_end_with_a_whole_step(epochs, length):
+    """A last step that began again at the first item would simulate two kinds of prompts, and ranks part."""
+    data = VolumeDataset(named(10), Names(), epochs=epochs, chunk=4)
+    assert len(data) == length
+    assert {data[index][0] for index in range(10)} == {data[index][0] for index in range(10)}
+    assert data[length - 1]
+
+
 # -- reading
 
 
@@ -304,13 +313,13 @@ def test_a_volume_of_which_nothing_is_left_to_say_is_shown_all_the_same(cases, p
     batch = Collator(processor=processor)([item])
     assert item.exchanges == () and batch["counts"] == {
         "text": 0, "masks": 0, "boxes": 0, "values": 0, "prompted": 0, "volumes": 1,
-            "exchanges": 0, "tokens": 7, "cut": 0, "refused": 1,
+            "exchanges": 0, "tokens": 7, "refused": 1,
     }  # fmt: skip
     assert batch["volume_index"].tolist() == [0] and batch["masks"].shape == (0, 1, *small_store.GRID)
 
 
 def test_weights_that_draw_nothing_are_refused(processor):
-    for weights, said in (({}, "one of them above 0"), ({"vqa": 1.0}, "weights name no task: vqa")):
+    for weights, said in (({}, "one of them above 0"), ({"vqa": 1.0}, "weights: vqa is no task; the tasks are")):
         with pytest.raises(ValueError, match=said):
             Exchanges(processor=processor, codec=Frac3(), weights=weights)
     with pytest.raises(ValueError, match="max_length=5 leaves no room beside the 6 tokens of a volume"):

@@ -46,9 +46,10 @@ def test_speed_divides_what_was_counted_by_the_time_of_the_step(monkeypatch):
     speed = Speed()
     row = speed.row(8, {"tokens": 100, "volumes": 4, "text": 60})
     assert (row["samples/s"], row["tokens/s"], row["volumes/s"], row["seconds"]) == (4.0, 50.0, 2.0, 2.0)
-    assert "text/s" not in row and row["memory_gib"] > 0.01
+    assert "text/s" not in row and row["memory_gib"] > 0.01 and not any("lost" in name for name in row)
     speed.restart()  # five seconds of saving
-    assert speed.row(8, {})["samples/s"] == 8.0
+    row = speed.row(8, {"cut": 2, "refused": 0})
+    assert row["samples/s"] == 8.0 and row["lost/cut"] == 2 and "lost/refused" not in row
 
 
 def test_a_look_leaves_no_trace():
@@ -77,7 +78,7 @@ def test_samples_come_every_so_many_steps_whole_or_not_at_all(tmp_path, caplog):
     samples = Samples(2, write, tmp_path / "samples", objective=nn.Linear(1, 1))
     with caplog.at_level(logging.WARNING):
         for step in range(1, 8):
-            samples.on_step_end(None, state(step, last=7), None)
+            samples.on_step_end(None, state(step, last=7), None, model=nn.Linear(1, 1))
     assert asked == [2, 4, 6, 7]
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
         "step-000002",
@@ -85,7 +86,7 @@ def test_samples_come_every_so_many_steps_whole_or_not_at_all(tmp_path, caplog):
         "step-000007",
     ]
     assert "no sample predictions at step 4: no space left" in caplog.text
-    samples.on_step_end(None, state(2), None)  # a resumed run comes by again
+    samples.on_step_end(None, state(2), None, model=nn.Linear(1, 1))  # a resumed run comes by again
     assert (tmp_path / "samples" / "step-000002" / "overlay.png").read_text() == "2"
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import m3d  # noqa: F401  # the torchvision remedy, before transformers
-from m3d.train.engines import Engine, gather, leave, prepare, rank, running, whole_weights, world
+from m3d.train.engines import Engine, at_hand, gather, leave, prepare, rank, running, whole_weights, world
 from m3d.train.normalised import Normalised
 from m3d.train.objective import Loss
 from m3d.train.optim import OptimConfig, parameter_groups
@@ -135,7 +135,7 @@ def shard_natively(output: Path) -> None:
     objective, config = Toy(), OptimConfig(lr=0.05, lr_by_part={"vision_tower": 0.01}, steps=6, warmup=2, micro_batch=2)
     wrapped = Normalised(objective)
     language = objective.model["language_model"]
-    for part in (objective.model["vision_tower"], objective.model["seg_head"], language["embed"], language["head"]):
+    for part in (objective.model["vision_tower"], language["embed"], language["head"]):  # the seg head is the root's
         fully_shard(part)
     fully_shard(wrapped)
     optimizer = torch.optim.AdamW(parameter_groups(objective, config), betas=config.betas)
@@ -158,6 +158,8 @@ def shard_natively(output: Path) -> None:
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+    with torch.no_grad(), at_hand(wrapped):  # a part of no layer of its own, called by itself as evaluation does
+        assert torch.isfinite(objective(batches[0])["text"].total)
     with whole_weights(objective, Engine(name="fsdp")):
         if rank() == 0:
             torch.save({name: value.clone() for name, value in objective.state_dict().items()}, output / "weights.pt")
