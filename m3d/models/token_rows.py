@@ -81,8 +81,3 @@ def learn_rows(language_model: PreTrainedModel, rows: Sequence[int]) -> None:
     language_model.set_input_embeddings(inputs)
     if head is not None:
         language_model.set_output_embeddings(HeadRows(head, rows, inputs.learned if tied else None))
-
-
-def has_rows(language_model: PreTrainedModel) -> bool:
-    """Whether `learn_rows` has been here."""
-    return isinstance(language_model.get_input_embeddings(), EmbeddingRows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from m3d.recipes.pretrain_clip import PairsConfig
 from m3d.recipes.pretrain_segvol import Config as SegVolStage
 from m3d.recipes.pretrain_words import Config as WordsStage
 from m3d.recipes.registry import place_of, read_values
+from m3d.recipes.take_words import PACKAGES
+from m3d.recipes.take_words import Config as TakeStage
 from m3d.recipes.talk import StoresConfig, TalkConfig
 from m3d.train import activations
 from m3d.train.activations import Sizes, Work
@@ -46,6 +49,9 @@ from m3d.train.estimate import (
     talk_and_draw,
 )
 from m3d.train.optim import OptimConfig
+from m3d.train.pairs import paired
+from m3d.train.text_towers import teach
+from m3d.train.views import Masks, has_task
 
 
 def plan(config: Any, path: Path) -> Plan:  # noqa: ANN401 - each recipe has its own
@@ -73,6 +79,7 @@ def _one(config: Any, outline: Outline) -> Plan:  # noqa: ANN401
         "pretrain_clip": _pairs,
         "pretrain_segvol": _drawing,
         "pretrain_words": _words,
+        "take_words": _taking,
         "merge": _merging,
     }
     stores = stores_of(config)
@@ -95,18 +102,18 @@ def _expected_grid(store: Path, notes: list[str]) -> tuple[int, int, int]:
     return d, h, w
 
 
-def _cases(data: StoresConfig) -> tuple[list[TrainingCase], int | None]:
-    """The cases of stores that are there, and how many an epoch shows."""
+def _cases(data: StoresConfig, wants: Callable[[TrainingCase], bool]) -> tuple[list[TrainingCase], int | None]:
+    """The cases of stores that are there and that the stage wants, and how many an epoch shows."""
     if not all((Path(root) / "store.json").is_file() for root in data.stores):
         return [], None
-    groups = data.groups()
+    groups = [replace(group, cases=list(filter(wants, group.cases))) for group in data.groups()]
     return [case for group in groups for case in group.cases], sum(round(g.weight * len(g.cases)) for g in groups)
 
 
 def _talk(config: TalkConfig, outline: Outline) -> Plan:
     """Alignment and instruction."""
     model_config = outline.whole(config.init)
-    cases, images = _cases(config.data)
+    cases, images = _cases(config.data, partial(has_task, config.data.weights))
     reading = reading_of(cases, config.data, model_config.num_image_tokens)
     model = on_meta(model_config, config.parts, half=config.init.dtype == "bfloat16")
     counts, how = count_parameters(model), learning(model)
@@ -162,11 +169,10 @@ def _pairs(config: ClipStage, outline: Outline) -> Plan:
         )
         tower = without_pooler(AutoModel.from_config(text))
         model = build_pair(described, tower)
+        model.text_tower = teach(tower, config.text)
     model.vision_tower.requires_grad_(config.learn_vision == "full")
-    if config.text.learn != "full":
-        model.text_tower.requires_grad_(False)
     counts, how = count_parameters(model), learning(model)
-    kept = pairs(vision, Sizes.of(text), config.text.max_length)
+    kept = pairs(vision, Sizes.of(text), config.text.max_length, looks=config.learn_vision == "full")
     setup = replace(setup_of(config.optim, config.engine), whole=True, chunk=config.loss.chunk)
     cases, images = _captioned(config.data)
     return replace(
@@ -185,7 +191,7 @@ def _drawing(config: SegVolStage, outline: Outline) -> Plan:
         model = PromptedSegVol(described)
     model.seg_head.mask_decoder.iou_prediction_head.requires_grad_(False)
     counts, how = count_parameters(model), learning(model)
-    cases, images = _cases(config.data)
+    cases, images = _cases(config.data, Masks().wants)
     whole = M3DConfig(vision_config=described.vision, text_config=LlamaConfig(), seg_config=described.seg, pool_size=1)
     kept = talk_and_draw(whole, how, counts, Row(tokens=0, masks=3.0 * (config.data.masks + config.data.absent)))
     return replace(
@@ -203,7 +209,7 @@ def _words(config: WordsStage, outline: Outline) -> Plan:
     with torch.device("meta"):
         model = nn.ModuleDict({"language_model": LlamaForCausalLM(text)})
     counts, how = count_parameters(model), learning(model)
-    cases, images = _cases(config.data)
+    cases, images = _cases(config.data, partial(has_task, config.data.weights))
 
     def kept(setup: Setup) -> tuple[int, int]:
         rows = setup.micro_batch * config.data.exchanges
@@ -224,12 +230,18 @@ def _merging(config: MergeStage, outline: Outline) -> Plan:
     return Plan(stage=config.stage, model=f"{'; '.join(there)} -> {config.output} in {config.dtype}")
 
 
+def _taking(config: TakeStage, outline: Outline) -> Plan:
+    """Nothing learns."""
+    package = PACKAGES[config.name]
+    return Plan(stage=config.stage, model=f"{package.distribution}, {package.file} -> {config.output}")
+
+
 def _captioned(data: PairsConfig) -> tuple[list[TrainingCase], int | None]:
     """The cases that have a text, of stores that are there."""
     if not all((Path(root) / "store.json").is_file() for root in data.stores):
         return [], None
     found = [case for root in data.stores for case in stored(root, data.split)]
-    wanted: list[TrainingCase] = [case for case in found if any(entry.task in data.tasks for entry in case.entries)]
+    wanted = paired(found, data.tasks, f"{', '.join(data.stores)}, split {data.split}")
     return wanted, len(wanted)
 
 

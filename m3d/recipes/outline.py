@@ -19,6 +19,7 @@ from m3d.models.segvol import M3DSegVolConfig
 from m3d.recipes.build import Init, VisionSizes
 from m3d.recipes.pretrain_words import LanguageSizes
 from m3d.recipes.registry import STAGES, read_values, recipe, sizes_alone, stage_of
+from m3d.recipes.take_words import PACKAGES
 from m3d.train.text_towers import MINILM_MODULE, TextTowerConfig, minilm_folder
 
 PUBLISHED_GRID = (32, 256, 256)
@@ -56,7 +57,8 @@ class Outline:
             folder = _folder(init.checkpoint)
             if folder is not None:
                 return M3DConfig.from_pretrained(folder)
-            return self.whole(self._maker(init.checkpoint, "init.checkpoint").init)
+            made = self._maker(init.checkpoint, "init.checkpoint")
+            return self.whole(Init(checkpoint=made.checkpoint) if made.stage == "merge" else made.init)
         assert init.language_model is not None
         text = self.language_model(init.language_model)
         vision = self.vision(init)
@@ -78,6 +80,11 @@ class Outline:
             found: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
             return found
         made = self._maker(name, where)
+        if made.stage == "take_words":
+            taken: PreTrainedConfig = AutoConfig.from_pretrained(
+                config_root() / PACKAGES[made.name].sizes, local_files_only=True
+            )
+            return taken
         if made.stage != "pretrain_words":
             raise ValueError(f"{where}={name} will be made by stage {made.stage}, which makes no language model")
         return words_config(made.model)
@@ -138,9 +145,9 @@ class Outline:
 
     @cached_property
     def outputs(self) -> dict[Path, Path]:
-        """What the configs beside make: output -> config."""
+        """What the configs beside make, and those in folders beside: output -> config."""
         found: dict[Path, Path] = {}
-        for path in sorted(self.beside.glob("*.yaml")):
+        for path in [*sorted(self.beside.glob("*.yaml")), *sorted(self.beside.parent.glob("*/*.yaml"))]:
             values = read_values(path)
             if values.get("stage") in STAGES and values.get("stage") != "chain" and "output" in values:
                 found.setdefault(Path(values["output"]), path)

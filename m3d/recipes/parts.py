@@ -130,8 +130,3 @@ def _without_a_loss(head: SegVol | None) -> Iterator[nn.Module]:
     if head is not None:
         yield head.mask_decoder.iou_prediction_head
         yield from list(head.mask_decoder.output_hypernetworks_mlps)[1:]
-
-
-def trainable(module: nn.Module) -> list[str]:
-    """The names of all parameters that learn."""
-    return [name for name, parameter in module.named_parameters() if parameter.requires_grad]

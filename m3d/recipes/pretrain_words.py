@@ -90,7 +90,7 @@ class Config:
 
 
 def read_texts(groups: Iterable[Group], weights: dict[str, float]) -> Iterator[str]:
-    """Every record's text once, of tasks that have weight."""
+    """Texts of every case, as many as it has records, of tasks that have weight."""
     rng = random.Random(0)
     for case in (case for group in groups for case in group.cases):
         labels = torch.from_numpy(case.read()[1])

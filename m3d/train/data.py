@@ -4,7 +4,6 @@ Item i is a pure function of (seed, i): its epoch, its place in that epoch's per
 augmentation. So a sampler is sequential, a resumed run skips to its index, and ranks and workers never overlap.
 """
 
-import copy
 import logging
 import random
 from collections import OrderedDict
@@ -108,12 +107,6 @@ class VolumeDataset(Dataset[Item], Generic[Item]):
         if len(kept) < len(group.cases):
             log.info("%s: %d of %d cases have something to show", group.name, len(kept), len(group.cases))
         return Group(cases=kept, weight=group.weight, name=group.name)
-
-    def of_length(self, length: int) -> "VolumeDataset[Item]":
-        """The same items, another number of them."""
-        other = copy.copy(self)
-        other.length = length
-        return other
 
     def __len__(self) -> int:
         return self.length

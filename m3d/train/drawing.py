@@ -25,9 +25,9 @@ from m3d.models.segvol import PromptedSegVol
 from m3d.tasks.naming import SEG
 from m3d.tasks.wordings import Phrases
 from m3d.train.collate import collate_masks
-from m3d.train.objective import KINDS, Loss, LossWeights, balanced_bce, correct, simulate_prompts
+from m3d.train.objective import Loss, LossWeights, balanced_bce, prompted_loss
 from m3d.train.views import Drawn
-from segvol_head import ImageFeatures, dice_loss
+from segvol_head import ImageFeatures, Prompts, dice_loss
 
 PICTURE_OF = "A computerized tomography of a {}."  # SegVol's wording (REFERENCE A1.4)
 
@@ -154,22 +154,14 @@ class DrawByPrompts(nn.Module):
         truth, owner, vectors = (masks[there], owner[there], vectors[there]) if real else (
             torch.ones_like(masks[:1]), owner[:1], vectors[:1]
         )  # fmt: skip
-        kind = KINDS[int(batch["turn"]) % len(KINDS)]
-        generators = [torch.Generator().manual_seed(seed) for seed in _seeds(batch["seed"], len(truth))]
-        prompts = simulate_prompts(truth, generators, kind=kind)
-        named = vectors if "name" in kind else None
-        first = self.model.draw(features, owner, names=named, prompts=prompts)
-        again = correct(prompts, first.detach(), truth, generators)
-        if self.model.seg_head.prompt_encoder.mask_embedding is None:
-            again = replace(again, mask=None)
-        second = self.model.draw(features, owner, names=named, prompts=again)
-        both = (self._mask_loss(first, truth) + self._mask_loss(second, truth)) / 2
-        return Loss(real * both, "prompted", self.weights.prompted)
+        takes_masks = self.model.seg_head.prompt_encoder.mask_embedding is not None
 
-    def _mask_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
-        dice = dice_loss(logits, truth, reduction="none").sum()
-        bce = balanced_bce(logits, truth, self.weights.positive_share).sum()
-        return self.weights.dice * dice + self.weights.bce * bce
+        def draw(prompts: Prompts, named: bool) -> Tensor:
+            taken = prompts if takes_masks else replace(prompts, mask=None)
+            return self.model.draw(features, owner, names=vectors if named else None, prompts=taken)
+
+        drawn = prompted_loss(draw, truth, _seeds(batch["seed"], len(truth)), int(batch["turn"]), self.weights)
+        return Loss(real * drawn, "prompted", self.weights.prompted)
 
     def _quieted(self, features: ImageFeatures, seed: int) -> ImageFeatures:
         if features.detail is None or not self.training or self.detail_dropout == 0:

@@ -237,8 +237,8 @@ def _seen(config: M3DConfig, how: Mapping[str, How], work: Work) -> Iterator[int
         yield activations.vision(seg.encoder, work)
 
 
-def pairs(vision: M3DVisionConfig, text: Sizes, tokens: int) -> Kept:
-    """What two towers keep for pairs of a volume and a text of so many tokens."""
+def pairs(vision: M3DVisionConfig, text: Sizes, tokens: int, *, looks: bool = True) -> Kept:
+    """What two towers keep for pairs of a volume and a text of so many tokens; without ``looks`` no ViT learns."""
 
     def kept(setup: Setup) -> tuple[int, int]:
         number = min(setup.chunk or setup.micro_batch, setup.micro_batch)
@@ -250,7 +250,8 @@ def pairs(vision: M3DVisionConfig, text: Sizes, tokens: int) -> Kept:
             bf16=setup.bf16,
             wide=setup.bf16 and setup.engine not in ("zero2", "zero3"),
         )
-        return activations.vision(vision, work) + activations.encoder(text, number * tokens, work), 0
+        seen = activations.vision(vision, work) if looks else 0
+        return seen + activations.encoder(text, number * tokens, work), 0
 
     return kept
 

@@ -2,7 +2,7 @@
 
 # B = rows of text, T = tokens, M = masks asked for by [SEG], P = masks asked for by geometry, (D, H, W) = model's grid
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -179,32 +179,19 @@ class TalkAndDraw(nn.Module):
             real, truth = len(chosen) > 0, masks[chosen]
             if not real:
                 chosen, seeds, truth = chosen.new_zeros(1), [0], torch.ones_like(masks[:1])
-            drawn = self._prompted(features, truth, owner[chosen], text[chosen], seeds, batch["turn"])
+            owner, text = owner[chosen], text[chosen]
+
+            def draw(prompts: Prompts, named: bool) -> Tensor:
+                return self.model.draw(
+                    features, text=text if named else None, volume_index=owner, prompts=self._taken(prompts)
+                )
+
+            drawn = prompted_loss(draw, truth, seeds, batch["turn"], weigh)
             losses["prompted"] = Loss(real * drawn, "prompted", weigh.prompted)
         return losses
 
-    def _prompted(
-        self, features: M3DVolumeFeatures, truth: Tensor, owner: Tensor, text: Tensor, seeds: Sequence[int], turn: int
-    ) -> Tensor:
-        """Draw masks from simulated prompts and from a correction: the mean of the two, summed over the masks.
-
-        The kind goes by ``turn``, the number of the optimizer step, so that it is the same on all ranks.
-        """
-        kind = KINDS[turn % len(KINDS)]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        prompts = simulate_prompts(truth, generators, kind=kind)
-        name = text if "name" in kind else None
-        logits = self.model.draw(features, text=name, volume_index=owner, prompts=prompts)
-        again = correct(prompts, logits.detach(), truth, generators)
-        if not takes_masks(self.model):
-            again = replace(again, mask=None)
-        refined = self.model.draw(features, text=name, volume_index=owner, prompts=again)
-        return (self._mask_loss(logits, truth) + self._mask_loss(refined, truth)) / 2
-
-    def _mask_loss(self, logits: Tensor, truth: Tensor) -> Tensor:
-        dice = dice_loss(logits, truth, reduction="none").sum()
-        bce = balanced_bce(logits, truth, self.weights.positive_share).sum()
-        return self.weights.dice * dice + self.weights.bce * bce
+    def _taken(self, prompts: Prompts) -> Prompts:
+        return prompts if takes_masks(self.model) else replace(prompts, mask=None)
 
 
 def _nowhere(where: SegTokens) -> SegTokens:
@@ -217,11 +204,27 @@ def takes_masks(model: M3DForConditionalGeneration) -> bool:
     return model.seg_head is not None and model.seg_head.prompt_encoder.mask_embedding is not None
 
 
-Generators = torch.Generator | Sequence[torch.Generator]
+Draw = Callable[[Prompts, bool], Tensor]
 
 
-def _for_each(generators: Generators, number: int) -> Sequence[torch.Generator]:
-    return [generators] * number if isinstance(generators, torch.Generator) else generators
+def prompted_loss(draw: Draw, truth: Tensor, seeds: Sequence[int], turn: int, weigh: LossWeights) -> Tensor:
+    """Draw masks ``(P, 1, D, H, W)`` from simulated prompts and from a correction: the mean, summed over the masks.
+
+    ``draw`` gives logits for prompts, beside the names or without. The kind goes by ``turn``, the number of the
+    optimizer step, so that it is the same on all ranks.
+    """
+    kind = KINDS[turn % len(KINDS)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    prompts = simulate_prompts(truth, generators, kind=kind)
+    first = draw(prompts, "name" in kind)
+    second = draw(correct(prompts, first.detach(), truth, generators), "name" in kind)
+    return (mask_loss(first, truth, weigh) + mask_loss(second, truth, weigh)) / 2
+
+
+def mask_loss(logits: Tensor, truth: Tensor, weigh: LossWeights) -> Tensor:
+    """Dice and BCE by their weights, summed over masks ``(P, 1, D, H, W)``."""
+    bce = balanced_bce(logits, truth, weigh.positive_share).sum()
+    return weigh.dice * dice_loss(logits, truth, reduction="none").sum() + weigh.bce * bce
 
 
 def pick(region: Tensor, generator: torch.Generator) -> Tensor:
@@ -230,21 +233,19 @@ def pick(region: Tensor, generator: torch.Generator) -> Tensor:
     return where[int(torch.randint(len(where), (), generator=generator))].float()
 
 
-def simulate_prompts(truth: Tensor, generators: Generators, *, kind: str | None = None) -> Prompts:
+def simulate_prompts(truth: Tensor, generators: Sequence[torch.Generator], *, kind: str) -> Prompts:
     """Clicks inside, boxes with jittered sides, or both, for masks ``(P, 1, D, H, W)``.
 
-    ``generators`` is one, or one a mask, so that a mask has its prompts whatever stands beside it. ``kind`` says which
-    by its words ("click", "box"); without it, chance does.
+    Each has a generator of its own, so that a mask has its prompts whatever stands beside it. ``kind`` says which by
+    its words ("click", "box").
     """
-    each = _for_each(generators, len(truth))
-    if kind is None:
-        kind = KINDS[int(torch.randint(3, (), generator=each[0]))]
+    each = list(zip(truth, generators, strict=True))
     points = labels = boxes = None
     if "click" in kind:
-        points = torch.stack([pick(mask[0], generator) for mask, generator in zip(truth, each, strict=True)])[:, None]
+        points = torch.stack([pick(mask[0], generator) for mask, generator in each])[:, None]
         labels = torch.ones(len(truth), 1, device=truth.device)
     if "box" in kind:
-        boxes = torch.stack([_box_around(mask[0], generator) for mask, generator in zip(truth, each, strict=True)])
+        boxes = torch.stack([_box_around(mask[0], generator) for mask, generator in each])
     return Prompts(points=points, point_labels=labels, boxes=boxes)
 
 
@@ -257,10 +258,10 @@ def _box_around(mask: Tensor, generator: torch.Generator) -> Tensor:
     return torch.minimum(sides.clamp(min=0), limit).float()
 
 
-def correct(prompts: Prompts, logits: Tensor, truth: Tensor, generators: Generators) -> Prompts:
+def correct(prompts: Prompts, logits: Tensor, truth: Tensor, generators: Sequence[torch.Generator]) -> Prompts:
     """Add a click where an answer is wrong, on the larger of missing and extra, and the answer as a mask prompt."""
     clicks, labels = [], []
-    for mask, answer, generator in zip(truth[:, 0], logits[:, 0] > 0, _for_each(generators, len(truth)), strict=True):
+    for mask, answer, generator in zip(truth[:, 0], logits[:, 0] > 0, generators, strict=True):
         missing, extra = mask & ~answer, answer & ~mask
         inside = bool(missing.sum() >= extra.sum())
         region = missing if inside else extra

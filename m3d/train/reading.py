@@ -19,7 +19,7 @@ from m3d.tasks.codecs import BoxCodec, Frac3
 from m3d.train.cases import TrainingCase
 from m3d.train.exchanges import choose, narrow, place
 from m3d.train.objective import Loss
-from m3d.train.views import Look
+from m3d.train.views import Look, has_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Words:
 
     def wants(self, case: TrainingCase) -> bool:
         """Whether a record of the case can be drawn."""
-        return any(self.weights.get(entry.task, 0) > 0 and entry.images == 1 for entry in case.entries)
+        return has_task(self.weights, case)
 
     def size(self, case: TrainingCase, rng: random.Random) -> int:
         """All are alike."""

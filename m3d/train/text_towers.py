@@ -128,7 +128,7 @@ def build_text_tower(config: TextTowerConfig, texts: Iterable[str]) -> TextTower
         raise ValueError(f"max_length={config.max_length} exceeds the {longest} positions of {tower.origin}")
     tower.tokenizer.model_max_length = config.max_length  # saved with it, so that a loaded one cuts where this one does
     log.info("text tower: %s, %.1f M parameters, %s", tower.origin, _millions(tower.model), config.learn)
-    return TextTower(_teach(tower.model, config), tower.tokenizer, tower.config, tower.origin)
+    return TextTower(teach(tower.model, config), tower.tokenizer, tower.config, tower.origin)
 
 
 def minilm_folder() -> Path:
@@ -174,7 +174,8 @@ def caption_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokeni
     )
 
 
-def _teach(model: nn.Module, config: TextTowerConfig) -> nn.Module:
+def teach(model: nn.Module, config: TextTowerConfig) -> nn.Module:
+    """The tower as ``config.learn`` says: all of it learns, LoRA in its linear layers, or nothing."""
     if config.learn == "full":
         return model
     model.requires_grad_(False)

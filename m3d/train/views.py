@@ -83,6 +83,11 @@ def moved(
     )
 
 
+def has_task(weights: Mapping[str, float], case: TrainingCase) -> bool:
+    """Whether a case has a record, about it alone, of a task with weight."""
+    return any(weights.get(entry.task, 0) > 0 and entry.images == 1 for entry in case.entries)
+
+
 # -- exchanges ------------------------------------------------------------------------------------------------------
 
 
@@ -159,7 +164,7 @@ class Exchanges:
 
     def wants(self, case: TrainingCase) -> bool:
         """Whether a record of the case can be drawn."""
-        return any(self.weights.get(entry.task, 0) > 0 and entry.images == 1 for entry in case.entries)
+        return has_task(self.weights, case)
 
     def size(self, case: TrainingCase, rng: random.Random) -> int:
         """The prefix, and four characters a token."""

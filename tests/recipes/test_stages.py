@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +221,46 @@ def _stop_after(config: Any, steps: int) -> None:
         with pytest.raises(Killed):
             align.main(config)
     assert not read_manifest(config.output)["final"]
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_chain_learn_what_one_does(runs, phantom_store, tmp_path):
+    """Words and masks, all kinds of prompts, epochs that end within a step; then one of the two merges."""
+    values = stages(phantom_store, f"{runs}/")["instruct"] | {"output": str(tmp_path / "alone")}
+    values |= {"optim": optim(None, epochs=5, batch=4, micro_batch=1, save_every=9), "best": None}
+    values["data"] = values["data"] | {"judged": None}
+    path = tmp_path / "instruct.yaml"
+    path.write_text(yaml.safe_dump(values))
+    instruct.main(load_config(instruct.Config, path))
+    merging = {"stage": "merge", "output": str(tmp_path / "merged"), "checkpoint": str(tmp_path / "two")}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(values | {"output": str(tmp_path / "two")}))
+    (tmp_path / "merge.yaml").write_text(yaml.safe_dump(merging))
+    steps = [{"config": str(tmp_path / "two.yaml")}, {"config": str(tmp_path / "merge.yaml")}]
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump({"stage": "chain", "stages": steps}))
+    command = [
+        sys.executable,
+        "-m",
+        "m3d.cli",
+        "train",
+        str(tmp_path / "chain.yaml"),
+        "--nproc",
+        "2",
+        "--engine",
+        "ddp",
+    ]
+    for before in ("to do", "done"):  # and again, when there is nothing to do
+        done = subprocess.run(
+            [*command, "--device", "cpu"], capture_output=True, text=True, timeout=240, check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (f"instruct: done ({tmp_path / 'two'})" in done.stderr) == (before == "done")
+    one, two = rows(tmp_path / "alone" / "losses.jsonl"), rows(tmp_path / "two" / "losses.jsonl")
+    assert [row["step"] for row in two] == [1, 2, 3, 4]  # 5 epochs of 3 volumes, 4 a step
+    for alone, both in zip(one, two, strict=True):
+        for name in ("loss", "text", "dice", "bce", "prompted", "grad_norm"):
+            assert both[name] == pytest.approx(alone[name], rel=1e-3), (alone["step"], name)
+    assert read_manifest(tmp_path / "merged")["final"]
 
 
 def test_a_stopped_stage_goes_on_with_what_is_free_to_change(runs, phantom_store, tmp_path):

@@ -103,7 +103,7 @@ def test_an_item_is_a_function_of_seed_and_index():
     apart = {index: other[index] for index in order}
     assert [one[index] for index in range(30)] == [apart[index] for index in range(30)]
     assert [VolumeDataset(named(10), Names(), seed=1)[index] for index in range(10)] != [one[i] for i in range(10)]
-    longer = one.of_length(45)
+    longer = VolumeDataset(named(10), Names(), length=45)
     assert len(longer) == 45 and longer[29] == one[29] and longer[44]
     with pytest.raises(IndexError):
         one[30]

@@ -45,7 +45,7 @@ def test_simulated_clicks_are_inside_and_boxes_around():
     truth = blocks()
     kinds = set()
     for seed in range(12):
-        prompts = simulate_prompts(truth, generator(seed))
+        prompts = simulate_prompts(truth, [generator(seed), generator(-seed)], kind=KINDS[seed % 3])
         kinds.add((prompts.points is None, prompts.boxes is None))
         if prompts.points is not None:
             for mask, (d, h, w) in zip(truth[:, 0], prompts.points[:, 0].long().tolist(), strict=True):
@@ -66,7 +66,7 @@ def test_a_mask_has_its_prompts_whatever_stands_beside_it():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_kind_says_what_is_simulated(kind):
-    prompts = simulate_prompts(blocks(), generator(), kind=kind)
+    prompts = simulate_prompts(blocks(), [generator(), generator()], kind=kind)
     assert (prompts.points is not None) == ("click" in kind)
     assert (prompts.boxes is not None) == ("box" in kind)
 
@@ -76,7 +76,7 @@ def test_a_correction_clicks_where_the_answer_is_wrong():
     logits = torch.full((2, 1, *GRID), -5.0)
     logits[0, 0, 2:5, 3:9, 4:10] = 5.0
     logits[0, 0, 6:8] = 5.0  # the first answer draws too much, the second nothing
-    again = correct(Prompts(boxes=torch.zeros(2, 6)), logits, truth, generator())
+    again = correct(Prompts(boxes=torch.zeros(2, 6)), logits, truth, [generator(), generator()])
     assert again.point_labels.tolist() == [[0.0], [1.0]]
     assert again.points[0, 0, 0] >= 6
     assert truth[1, 0][tuple(again.points[1, 0].long().tolist())]
