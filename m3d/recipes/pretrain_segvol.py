@@ -21,7 +21,7 @@ from m3d.models.weights import put, read_weights, write_weights
 from m3d.recipes.assemble import load_language_model, teach_tokens
 from m3d.recipes.build import HeadSizes, VisionSizes, check_preprocess
 from m3d.recipes.checkpoints import model_folder
-from m3d.recipes.talk import Judge, StoresConfig, dataset, train
+from m3d.recipes.talk import Judge, Sheet, StoresConfig, dataset, samples, train
 from m3d.train import engines
 from m3d.train.augment import Augment
 from m3d.train.data import Group, VolumeDataset
@@ -76,6 +76,7 @@ class Config:
         vision_tower: Folder of pretrain_clip (or any stage) whose tower is the beginning; None for one from nothing.
         vision: Sizes of a tower from nothing.
         head: Sizes of the head; with ``own_encoder`` the tower that learns is its own.
+        samples_every: Steps between sample predictions; None for none.
         detail_dropout: How often a volume's detail path is silent, so that the tower learns to draw as well.
     """
 
@@ -92,10 +93,13 @@ class Config:
     augment: Augment | None = field(default_factory=Augment)
     optim: OptimConfig = field(default_factory=published_optim)
     best: str | None = None
+    samples_every: int | None = None
     engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
         """Refuse two answers to one question, and what would be passed over."""
+        if self.samples_every is not None and self.data.judged is None:
+            raise ValueError(f"samples_every={self.samples_every} needs volumes to show: set data.judged")
         self.optim.refuse_seed()
         if self.vision_tower is not None and self.vision is not None:
             raise ValueError("vision_tower brings its sizes along: give vision_tower or vision, not both")
@@ -189,6 +193,13 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
         save=lambda folder: save_segvol(folder, model, preprocess),
         judge=judge,
         measures=judge.measures if judge is not None else (),
+        callbacks=samples(config, objective, _sheet(config, objective)),
         facts={"parameters": sum(parameter.numel() for parameter in model.parameters()), "names": len(names.index)},
         resume=resume,
     )
+
+
+def _sheet(config: Config, objective: DrawByPrompts) -> Sheet:
+    from m3d.recipes.samples import DrawnSheet
+
+    return lambda cases: DrawnSheet(objective, cases, bf16=config.optim.bf16)

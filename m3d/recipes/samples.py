@@ -17,6 +17,7 @@ from m3d.models import M3DForConditionalGeneration, M3DProcessor
 from m3d.tasks.naming import named_masks
 from m3d.tasks.wordings import Phrases
 from m3d.train.cases import TrainingCase
+from m3d.train.drawing import DrawByPrompts
 
 MOST_DRAWN, MAX_NEW_TOKENS = 4, 160
 
@@ -43,8 +44,8 @@ class SampleSheet:
                 prompt = Phrases()("seg.sem", "prompt", names=Phrases().join([f"the {name}" for name in names]))
                 row["drawing"], drawn = self.answer(pixels, prompt)
             rows.append(row | {"drawn_voxels": {name: int(mask.sum()) for name, mask in drawn.items()}})
-            self._picture(case, drawn, row, folder / f"{case.id.replace('/', '-')}.png")
-        (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+            picture(case, drawn, row, folder)
+        write_rows(rows, folder)
 
     @torch.no_grad()
     def answer(self, pixels: torch.Tensor, prompt: str) -> tuple[str, dict[str, np.ndarray[Any, Any]]]:
@@ -78,15 +79,55 @@ class SampleSheet:
         names = [name or f"mask {number}" for number, name in enumerate(named_masks(text), start=1)]
         return text.strip(), dict(zip(names, masks, strict=False))
 
-    @staticmethod
-    def _picture(case: TrainingCase, drawn: dict[str, Any], row: dict[str, Any], path: Path) -> None:
-        volume = Volume(unpack(case.read()[0]), case.image.affine)
-        findings = [Finding(name, mask) for name, mask in drawn.items() if mask.any()]
-        planes = mid_planes(volume, findings, around=Box((0, 0, 0), volume.shape))
-        words = [(label, row[label]) for label in ("report", "drawing") if row.get(label)]
-        title = f"step {row['step']}   {case.id}"
-        notes = ["What the model draws and says while it learns; not for clinical use."]
-        save_png(
-            draw_rows([Row(planes, Window(0.0, 1.0), smooth=False)], findings, title=title, notes=notes, words=words),
-            path,
-        )
+
+@dataclass(frozen=True, eq=False)
+class DrawnSheet:
+    """Writes, for each case, ``NAME.png``: the masks that the head draws by name; and a JSON with their Dice."""
+
+    objective: DrawByPrompts
+    cases: tuple[TrainingCase, ...]
+    bf16: bool = False
+
+    def __call__(self, step: int, folder: Path) -> None:
+        """Look at every case, and draw its structures."""
+        model, rows = self.objective.model, []
+        device = next(model.parameters()).device
+        for case in self.cases:
+            pixels, labels = case.tensors()
+            truth = {name: case.mask(labels, name).numpy() for name in case.image.names.values()}
+            names = [name for name, mask in truth.items() if mask.any()][:MOST_DRAWN]
+            if not names:
+                continue
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                features = model.look(pixels[None, None].to(device))
+                nowhere = torch.zeros(len(names), dtype=torch.long, device=device)
+                logits = model.draw(features, nowhere, names=self.objective.names(names, 0))
+            drawn = {name: mask > 0 for name, mask in zip(names, logits[:, 0].float().cpu().numpy(), strict=True)}
+            dice = {name: _dice(mask, truth[name]) for name, mask in drawn.items()}
+            said = ", ".join(f"{name} {value:.2f}" for name, value in dice.items())
+            rows.append({"step": step, "image_id": case.id, "drawing": f"Dice: {said}", "dice": dice})
+            picture(case, drawn, rows[-1], folder)
+        write_rows(rows, folder)
+
+
+def _dice(drawn: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
+    return float(2 * (drawn & truth).sum() / (drawn.sum() + truth.sum()))
+
+
+def write_rows(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Write ``samples.json``."""
+    (folder / "samples.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def picture(case: TrainingCase, drawn: dict[str, Any], row: dict[str, Any], folder: Path) -> None:
+    """Draw masks over the middle planes of a case, and what was said of it below, into ``folder``."""
+    volume = Volume(unpack(case.read()[0]), case.image.affine)
+    findings = [Finding(name, mask) for name, mask in drawn.items() if mask.any()]
+    planes = mid_planes(volume, findings, around=Box((0, 0, 0), volume.shape))
+    words = [(label, row[label]) for label in ("report", "drawing") if row.get(label)]
+    title = f"step {row['step']}   {case.id}"
+    notes = ["What the model draws and says while it learns; not for clinical use."]
+    save_png(
+        draw_rows([Row(planes, Window(0.0, 1.0), smooth=False)], findings, title=title, notes=notes, words=words),
+        folder / f"{case.id.replace('/', '-')}.png",
+    )

@@ -21,7 +21,7 @@ from m3d.tasks.codecs import Frac3
 from m3d.train import engines
 from m3d.train.album import refuse_large, still
 from m3d.train.augment import Augment
-from m3d.train.cases import stored
+from m3d.train.cases import TrainingCase, stored
 from m3d.train.collate import Collator
 from m3d.train.data import Group, VolumeDataset
 from m3d.train.engines import Engine
@@ -216,7 +216,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         save=lambda folder: save_model(folder, built.model, built.processor, kind=config.saved, lora=config.parts.lora),
         judge=judge,
         measures=judge.measures if judge is not None else (),
-        callbacks=_samples(config, built, objective),
+        callbacks=samples(config, objective, _sheet(config, built)),
         facts={"parts": facts, "kind": config.saved, "from": built.notes},
         resume=resume,
     )
@@ -385,14 +385,20 @@ def train(
     return done
 
 
-def _samples(config: TalkConfig, built: Built, objective: nn.Module) -> list[Samples]:
-    """Sample predictions on the first volumes that are judged."""
+Sheet = Callable[[tuple[TrainingCase, ...]], Callable[[int, Path], None]]
+
+
+def samples(config: Any, objective: nn.Module, sheet: Sheet) -> list[Samples]:  # noqa: ANN401
+    """Sample predictions on the first volumes that are judged, on a ``sheet`` of them, where a stage wants any."""
     if config.samples_every is None or config.data.judged is None:
         return []
-    from m3d.recipes.samples import SampleSheet
-
-    cases = [case for group in config.data.judged_groups() for case in group.cases[:2]]
-    sheet = SampleSheet(built.model, built.processor, tuple(cases), bf16=config.optim.bf16)
+    cases = tuple(case for group in config.data.judged_groups() for case in group.cases[:2])
     together = config.engine.name in ("zero3", "fsdp")
     folder = Path(config.output) / "samples"
-    return [Samples(config.samples_every, sheet, folder, objective=objective, together=together)]
+    return [Samples(config.samples_every, sheet(cases), folder, objective=objective, together=together)]
+
+
+def _sheet(config: TalkConfig, built: Built) -> Sheet:
+    from m3d.recipes.samples import SampleSheet
+
+    return lambda cases: SampleSheet(built.model, built.processor, cases, bf16=config.optim.bf16)

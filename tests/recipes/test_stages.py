@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from monai.metrics import compute_dice
 from safetensors.torch import load_file, save_file
 
 import m3d
@@ -221,6 +222,35 @@ def _stop_after(config: Any, steps: int) -> None:
         with pytest.raises(Killed):
             align.main(config)
     assert not read_manifest(config.output)["final"]
+
+
+def test_sample_predictions_show_what_the_head_draws(runs, phantom_store, tmp_path):
+    config = config_of("segvol", phantom_store, runs, output=str(tmp_path / "segvol"), samples_every=1)
+    pretrain_segvol.main(config)
+    folders = sorted(path.name for path in (tmp_path / "segvol" / "samples").iterdir())
+    assert folders == ["step-000001", "step-000002"]
+    folder = tmp_path / "segvol" / "samples" / "step-000002"
+    said = json.loads((folder / "samples.json").read_text())
+    assert {path.name for path in folder.iterdir()} == {
+        "samples.json",
+        *(f"{one['image_id'].replace('/', '-')}.png" for one in said),
+    }
+    assert len(said) == 2
+    objective = pretrain_segvol.DrawByPrompts(
+        load_segvol(tmp_path / "segvol" / "model"),
+        pretrain_segvol.read_names(config.names, pretrain_segvol.names_in(config.data.judged_groups())),
+        config.loss,
+    )
+    case = config.data.judged_groups()[0].cases[0]
+    pixels, labels = case.tensors()
+    with torch.no_grad():
+        features = objective.model.look(pixels[None, None])
+        for name, dice in said[0]["dice"].items():
+            drawn = (
+                objective.model.draw(features, torch.zeros(1, dtype=torch.long), names=objective.names([name], 0)) > 0
+            )
+            expected = compute_dice(drawn.float(), case.mask(labels, name)[None, None].float())
+            assert dice == pytest.approx(expected.item(), abs=1e-6)
 
 
 @pytest.mark.slow
