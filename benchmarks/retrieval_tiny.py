@@ -79,8 +79,8 @@ def pools_of(stores: Sequence[Path], split: str, task: str, pair: Pair) -> dict[
 
 def examine(pair: Pair, cases: Sequence[TrainingCase], task: str) -> dict[str, Any]:
     """Both directions over a pool."""
-    volumes, texts, spread = embed(pair.model, PairCollator(pair.tokenizer), cases, task)
-    return {**scores(volumes @ texts.T), "token_spread": spread}
+    volumes, texts, moments = embed(pair.model, PairCollator(pair.tokenizer), cases, task)
+    return {**scores(volumes @ texts.T), "token_spread": moments.spread()}
 
 
 def table(pools: Mapping[str, Mapping[str, Any]]) -> str:

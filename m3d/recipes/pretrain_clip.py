@@ -37,7 +37,7 @@ from m3d.train.contrastive import START, ContrastiveConfig, ContrastivePair, ref
 from m3d.train.engines import Engine
 from m3d.train.optim import OptimConfig
 from m3d.train.pairs import CaptionPairs, PairCollator, TextAugment, judged_pairs, paired
-from m3d.train.spread import token_spread
+from m3d.train.spread import Moments
 from m3d.train.text_towers import TextTower, TextTowerConfig, build_text_tower
 from m3d.train.trainer import M3DTrainer
 
@@ -130,7 +130,7 @@ class Config:
             raise ValueError("learn_vision=frozen needs a tower that has learned; give init, its checkpoint")
         if self.data.looks and self.learn_vision != "frozen":
             raise ValueError(f"data.looks={self.data.looks} is for a tower that stands still; set learn_vision=frozen")
-        if self.data.looks and self.engine.name in ("zero3", "fsdp"):
+        if self.data.looks and self.engine.in_pieces:
             raise ValueError(f"data.looks with engine={self.engine.name}: its parts are fetched by all at once; take 0")
 
     def parents(self) -> dict[str, str | None]:
@@ -197,24 +197,36 @@ def build(config: Config, texts: Iterator[str], preprocess: Preprocess) -> tuple
 @torch.no_grad()
 def embed(
     model: VolumeTextCLIP, collate: PairCollator, cases: Sequence[TrainingCase], task: str, batch: int = 8
-) -> tuple[Tensor, Tensor, float]:
-    """Volumes and texts of a task as unit vectors ``(n, E)``, and how far volumes' tokens differ."""
+) -> tuple[Tensor, Tensor, Moments]:
+    """Volumes and texts of a task as unit vectors ``(n, E)``, and the moments of what the vision tower saw."""
     device, pairs = model.log_scale.device, judged_pairs(cases, task)
-    volumes, texts, spread = [], [], 0.0
+    volumes, texts, moments = [], [], Moments()
     while shown := list(itertools.islice(pairs, batch)):
         given = {name: one.to(device) for name, one in collate(shown).items() if isinstance(one, Tensor)}
-        volumes.append(model.embed_volumes(given["pixel_values"]).float().cpu())
+        seen = model.vision_tower(given["pixel_values"])
+        moments.add(seen)
+        volumes.append(model.embed_tokens(seen).float().cpu())
         texts.append(model.embed_texts(given["input_ids"], given["attention_mask"]).float().cpu())
-        if len(volumes) == 1 and len(shown) > 1:
-            spread = token_spread(model.vision_tower(given["pixel_values"]))
-    return torch.cat(volumes), torch.cat(texts), spread
+    none = torch.zeros(0, model.vision_projection.out_features)
+    return torch.cat([none, *volumes]), torch.cat([none, *texts]), moments
 
 
-def judge(pair: Pair, cases: Sequence[TrainingCase], tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Retrieval scores of each task that at least two of the cases have a text of."""
+def judge(
+    pair: Pair, cases: Sequence[TrainingCase], tasks: Sequence[str], *, together: bool = True
+) -> dict[str, dict[str, float]]:
+    """Retrieval scores of each task that at least two of the cases have a text of.
+
+    Unless all processes must look ``together``, they deal the cases out among them; all have the scores.
+    """
     collate, found = PairCollator(pair.tokenizer), {}
     for task in measurable(cases, tasks):
-        volumes, texts, spread = embed(pair.model, collate, cases, task)
+        told = [case for case in cases if any(entry.task == task for entry in case.entries)]
+        if together:
+            rows = [embed(pair.model, collate, told, task)]
+        else:
+            rows = engines.gather(embed(pair.model, collate, told[engines.rank() :: engines.world()], task))
+        volumes, texts = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+        spread = Moments.of(row[2] for row in rows).spread()
         found[task] = retrieval_scores(volumes @ texts.T, WATCHED) | {"token_spread": spread}
     return found
 
@@ -294,7 +306,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, dict[str, float]]
         output,
         config.engine,
         save=lambda folder: _save(folder, pair, config, facts),
-        evaluate=lambda: summary(judge(pair, judged, config.data.tasks)),
+        evaluate=lambda: summary(judge(pair, judged, config.data.tasks, together=config.engine.in_pieces)),
         best=config.best,
         measures=MEASURES,
     )

@@ -183,7 +183,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
     collate = MaskCollator(global_batch=optim.batch)
     view = Masks(augment=config.augment, masks=config.data.masks, absent=config.data.absent)
     still = VolumeDataset(judged, replace(view, augment=None), seed=0) if judged else None
-    judge = None if still is None else Judge(objective, still, collate, model.tokens, optim)
+    judge = None if still is None else Judge(objective, still, collate, model.tokens, optim, config.engine.in_pieces)
     return train(
         config,
         objective,

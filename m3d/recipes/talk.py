@@ -27,7 +27,7 @@ from m3d.train.data import Group, VolumeDataset
 from m3d.train.engines import Engine
 from m3d.train.objective import LossWeights, TalkAndDraw
 from m3d.train.optim import OptimConfig
-from m3d.train.spread import token_spread
+from m3d.train.spread import Moments
 from m3d.train.trainer import M3DTrainer
 from m3d.train.views import Exchanges, View
 from m3d.train.watch import Samples
@@ -173,7 +173,7 @@ class TalkConfig:
                 "parts.language_model=full with init.dtype=bfloat16: its small steps would be rounded away; take "
                 "init.dtype=float32, or engine zero2 or zero3 with optim.bf16, which keep a float32 copy"
             )
-        if self.data.looks and self.engine.name in ("zero3", "fsdp"):
+        if self.data.looks and self.engine.in_pieces:
             raise ValueError(f"data.looks with engine={self.engine.name}: its parts are fetched by all at once; take 0")
         if self.saved == "parts" and self.parts.language_model == "full":
             raise ValueError("parts.language_model=full changes all of its weights; use saved=whole")
@@ -205,7 +205,15 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         simulated=config.data.simulated if objective.draws else 0,
         global_batch=optim.batch,
     )
-    judge = judge_of(config.data, exchanges(config, built, None), collate, objective, built.model, optim)
+    judge = judge_of(
+        config.data,
+        exchanges(config, built, None),
+        collate,
+        objective,
+        built.model,
+        optim,
+        together=config.engine.in_pieces,
+    )
     facts = {name: {"learned": one.learned, "total": one.total} for name, one in learning.items()}
     return train(
         config,
@@ -271,7 +279,8 @@ Collate = Callable[[Sequence[Any]], dict[str, Any]]
 class Judge:
     """Losses on volumes that are not learned from, always the same, and how far the tower tells them apart.
 
-    ``look`` maps volumes to the tower's tokens; ``loss`` is the weighted sum that training minimises.
+    ``look`` maps volumes to the tower's tokens; ``loss`` is the weighted sum that training minimises. Processes deal
+    the volumes out among them, except where they hold pieces of the weights (``together``): there, all look at all.
     """
 
     objective: nn.Module
@@ -279,6 +288,7 @@ class Judge:
     collate: Collate
     look: Callable[[Tensor], Tensor]
     optim: OptimConfig
+    together: bool = False
 
     def __post_init__(self) -> None:
         """Refuse too few volumes, now and not after hours."""
@@ -297,23 +307,35 @@ class Judge:
         """Measure."""
         device = next(self.objective.parameters()).device
         totals: dict[str, list[float]] = {}
-        tokens: list[Tensor] = []
-        size = self.optim.micro_batch
-        for start in range(0, len(self.items), size):
+        seen = Moments()
+        size, rank, world = self.optim.micro_batch, engines.rank(), engines.world()
+        first, stride = (0, size) if self.together else (rank * size, world * size)
+        for start in range(first, len(self.items), stride):
             numbers = range(start, min(start + size, len(self.items)))
             batch = to_device(self.collate([self.items[number] for number in numbers]), device)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.optim.bf16):
-                tokens.append(self.look(batch["pixel_values"]).float().cpu())
+                seen.add(self.look(batch["pixel_values"]))
                 losses = self.objective(batch)
             for name, loss in losses.items():
                 found = totals.setdefault(name, [0.0, 0.0, loss.weight])
                 found[0] += float(loss.total)
                 found[1] += batch["counts"][loss.count]
+        if not self.together:
+            totals, seen = _joined(engines.gather((totals, seen)))
         means = {name: (total / count, weight) for name, (total, count, weight) in totals.items() if count}
         row = {"loss": sum(mean * weight for mean, weight in means.values())}
-        return (
-            row | {name: mean for name, (mean, _) in means.items()} | {"token_spread": token_spread(torch.cat(tokens))}
-        )
+        return row | {name: mean for name, (mean, _) in means.items()} | {"token_spread": seen.spread()}
+
+
+def _joined(rows: Sequence[tuple[dict[str, list[float]], Moments]]) -> tuple[dict[str, list[float]], Moments]:
+    """Totals, counts and weights by name, and moments, of all processes."""
+    totals: dict[str, list[float]] = {}
+    for own, _ in rows:
+        for name, (total, count, weight) in own.items():
+            found = totals.setdefault(name, [0.0, 0.0, weight])
+            found[0] += total
+            found[1] += count
+    return totals, Moments.of(moments for _, moments in rows)
 
 
 def judge_of(
@@ -323,13 +345,19 @@ def judge_of(
     objective: nn.Module,
     model: M3DForConditionalGeneration,
     optim: OptimConfig,
+    *,
+    together: bool,
 ) -> Judge | None:
     """How the whole model is judged, or None."""
     if data.judged is None:
         return None
     items = VolumeDataset(data.judged_groups(), view, seed=0)
     tower = model.vision_tower
-    return Judge(objective, items, collate, lambda pixels: tower.patches(pixels.to(tower.norm.weight.dtype)), optim)
+
+    def look(pixels: Tensor) -> Tensor:
+        return tower.patches(pixels.to(tower.norm.weight.dtype))
+
+    return Judge(objective, items, collate, look, optim, together)
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
@@ -393,9 +421,15 @@ def samples(config: Any, objective: nn.Module, sheet: Sheet) -> list[Samples]:  
     if config.samples_every is None or config.data.judged is None:
         return []
     cases = tuple(case for group in config.data.judged_groups() for case in group.cases[:2])
-    together = config.engine.name in ("zero3", "fsdp")
-    folder = Path(config.output) / "samples"
-    return [Samples(config.samples_every, sheet(cases), folder, objective=objective, together=together)]
+    return [
+        Samples(
+            config.samples_every,
+            sheet(cases),
+            Path(config.output) / "samples",
+            objective=objective,
+            together=config.engine.in_pieces,
+        )
+    ]
 
 
 def _sheet(config: TalkConfig, built: Built) -> Sheet:

@@ -66,6 +66,11 @@ class Engine:
         return self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available())
 
     @property
+    def in_pieces(self) -> bool:
+        """Whether processes hold pieces of the weights, so that all must call a part for one to see what it gives."""
+        return self.name in ("zero3", "fsdp")
+
+    @property
     def zero_stage(self) -> int:
         """2 or 3, or 0 where DeepSpeed has no part in it."""
         return {"zero2": 2, "zero3": 3}.get(self.name, 0)

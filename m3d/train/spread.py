@@ -1,5 +1,11 @@
 """Whether a vision tower still tells scans apart: one number to watch, for a collapse shows in no loss."""
 
+# V = volumes, N = tokens of a volume, C = tower width
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -13,9 +19,41 @@ def token_spread(tokens: Tensor) -> float:
     Raises:
         ValueError: There are fewer than two volumes.
     """
-    if len(tokens) < 2:
-        raise ValueError(f"the spread over volumes needs two or more, got {len(tokens)}")
-    tokens = tokens.detach().float()
-    between = tokens.var(dim=0, correction=0).mean()
-    overall = tokens.flatten(0, 1).var(dim=0, correction=0).mean()
-    return float(torch.sqrt(between / overall.clamp_min(torch.finfo(torch.float32).tiny)))
+    moments = Moments()
+    moments.add(tokens)
+    return moments.spread()
+
+
+class Moments:
+    """Sums of tokens and of their squares, in double precision: all that the spread needs, of any number of volumes."""
+
+    def __init__(self) -> None:
+        self.volumes, self.sums = 0, torch.zeros(2, 1, 1, dtype=torch.float64)
+
+    def add(self, tokens: Tensor) -> None:
+        """Volumes more: ``(V, N, C)``."""
+        more = tokens.detach().cpu().double()
+        self.volumes += len(more)
+        self.sums = self.sums + torch.stack([more.sum(dim=0), more.square().sum(dim=0)])
+
+    @classmethod
+    def of(cls, parts: Iterable[Moments]) -> Moments:
+        """Those of several processes together."""
+        whole = cls()
+        for part in parts:
+            whole.volumes += part.volumes
+            whole.sums = whole.sums + part.sums
+        return whole
+
+    def spread(self) -> float:
+        """What `token_spread` says.
+
+        Raises:
+            ValueError: There are fewer than two volumes.
+        """
+        if self.volumes < 2:
+            raise ValueError(f"the spread over volumes needs two or more, got {self.volumes}")
+        mean, square = self.sums / self.volumes
+        between = (square - mean.square()).clamp_min(0).mean()
+        overall = (square.mean(dim=0) - mean.mean(dim=0).square()).clamp_min(0).mean()
+        return float(torch.sqrt(between / overall.clamp_min(torch.finfo(torch.float32).tiny)))

@@ -257,8 +257,7 @@ def test_sample_predictions_show_what_the_head_draws(runs, phantom_store, tmp_pa
 def test_two_processes_of_a_chain_learn_what_one_does(runs, phantom_store, tmp_path):
     """Words and masks, all kinds of prompts, epochs that end within a step; then one of the two merges."""
     values = stages(phantom_store, f"{runs}/")["instruct"] | {"output": str(tmp_path / "alone")}
-    values |= {"optim": optim(None, epochs=5, batch=4, micro_batch=1, save_every=9), "best": None}
-    values["data"] = values["data"] | {"judged": None}
+    values |= {"optim": optim(None, epochs=5, batch=4, micro_batch=1, save_every=4), "best": None}
     path = tmp_path / "instruct.yaml"
     path.write_text(yaml.safe_dump(values))
     instruct.main(load_config(instruct.Config, path))
@@ -290,6 +289,8 @@ def test_two_processes_of_a_chain_learn_what_one_does(runs, phantom_store, tmp_p
     for alone, both in zip(one, two, strict=True):
         for name in ("loss", "text", "dice", "bce", "prompted", "grad_norm"):
             assert both[name] == pytest.approx(alone[name], rel=1e-3), (alone["step"], name)
+    (one,), (two,) = (rows(tmp_path / name / "evaluations.jsonl") for name in ("alone", "two"))  # a volume each
+    assert two == pytest.approx(one, rel=1e-3)
     assert read_manifest(tmp_path / "merged")["final"]
 
 

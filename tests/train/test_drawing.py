@@ -12,7 +12,7 @@ from m3d.recipes.handover import load_model, save_model
 from m3d.tasks.wordings import Phrases
 from m3d.train.drawing import DrawByPrompts, MaskCollator, NameVectors, language_vectors
 from m3d.train.objective import KINDS, LossWeights
-from m3d.train.spread import token_spread
+from m3d.train.spread import Moments, token_spread
 from m3d.train.views import Drawn
 from segvol_head import bce_loss, dice_loss
 
@@ -175,9 +175,14 @@ def test_the_whole_model_goes_on_drawing_as_segvol_learned_to(segvol, model, pro
 
 def test_spread_of_tokens_by_hand():
     alike = torch.randn(1, 5, 3).expand(4, -1, -1)
-    assert token_spread(alike) == 0.0
+    assert token_spread(alike) == pytest.approx(0.0, abs=1e-7)
     assert token_spread(torch.randn(64, 50, 8)) == pytest.approx(1.0, abs=0.02)  # no memory of the place
     # two volumes, two places, one channel: 1 and 3 at the first, -3 and -1 at the second
     assert token_spread(torch.tensor([[[1.0], [-3.0]], [[3.0], [-1.0]]])) == pytest.approx((1 / 5) ** 0.5)
     with pytest.raises(ValueError, match="needs two or more, got 1"):
         token_spread(torch.zeros(1, 2, 3))
+    tokens, one, other = torch.randn(7, 5, 3), Moments(), Moments()
+    one.add(tokens[:2]), one.add(tokens[2:3]), other.add(tokens[3:])
+    assert Moments.of([one, Moments(), other]).spread() == pytest.approx(token_spread(tokens))
+    between, overall = tokens.var(dim=0, correction=0).mean(), tokens.flatten(0, 1).var(dim=0, correction=0).mean()
+    assert token_spread(tokens) == pytest.approx((between / overall).sqrt().item(), rel=1e-5)
