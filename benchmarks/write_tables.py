@@ -292,7 +292,27 @@ def packing() -> str:
     return "\n".join([*lines, "", f"Exchanges a second, {result['machine'].strip(', ')}, beside other work."])
 
 
+def stages() -> str:
+    """The stages of the first model: how long each took, and what it measured before and after."""
+    result = read(f"training_{MODELS[0]}.json")
+    rows = []
+    for stage in result["stages"]:
+        judged = stage["evaluations"]
+        told = ""
+        if judged:
+            names = [name for name in judged[0] if name not in ("step", "loss", "token_spread")] or ["loss"]
+            told = ", ".join(f"{name} {judged[0][name]:.3f} to {judged[-1][name]:.3f}" for name in names)
+            told += f" (steps {judged[0]['step']} to {judged[-1]['step']})" if len(judged) > 1 else ""
+        minutes = f"{stage['wall_seconds'] / 60:.0f}"
+        rows.append([stage["stage"], str(stage["steps"]), str(stage["batch"]), minutes, told])
+    machine = result["machine"]
+    where = machine["gpu"] or f"{machine['cores']} CPU cores"
+    heads = ["stage", "steps", "volumes a step", "minutes", "losses on scans not learned from"]
+    return f"{markdown(heads, rows)}\n\n`{result['command']}` on {where}; minutes include what else the machine did."
+
+
 BLOCKS = {
+    "stages": stages,
     "accuracy": accuracy,
     "structures": structures,
     "questions": questions,

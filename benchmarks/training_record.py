@@ -1,0 +1,104 @@
+"""What it took to train a model, stage by stage: steps, wall time, learning curves, from what the stages wrote.
+
+    python benchmarks/training_record.py configs/tiny/chain.yaml root=PATH
+
+It reads the manifests, ``losses.jsonl`` and ``evaluations.jsonl`` of the chain's outputs and trains nothing. Losses are
+means over twentieths of a stage; wall time is that of all steps, what else the machine did meanwhile included. Writes
+``benchmarks/results/training_NAME.json``, NAME being that of the merged model, and ``docs/learning_NAME.png``.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import m3d  # noqa: F401  # isort: skip  # puts the torchvision remedy in place before transformers is imported
+import matplotlib as mpl
+from tiny_accuracy import HOME, RESULTS, machine_facts
+
+from data_prep.atomic import atomic_path
+from m3d.config import load_config
+from m3d.recipes.chain import Config, load
+from m3d.recipes.checkpoints import read_manifest
+
+POINTS = 20
+UNWATCHED = ("step", "epoch", "seconds", "memory_gib", "lr", "grad_norm")
+
+
+def rows_of(path: Path) -> list[dict[str, float]]:
+    """The lines of a log, none where it is not there."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def curve(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """Means of the losses over twentieths of a stage, at the step where each ends."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    watched = [name for name in names if "/" not in name and name not in UNWATCHED]
+    points = []
+    for number in range(POINTS):
+        some = rows[number * len(rows) // POINTS : (number + 1) * len(rows) // POINTS]
+        if some:
+            means = {name: [row[name] for row in some if name in row] for name in watched}
+            point = {name: round(sum(values) / len(values), 4) for name, values in means.items() if values}
+            points.append({"step": some[-1]["step"], **point})
+    return points
+
+
+def stage_of(name: str, link: Any) -> dict[str, Any]:
+    """What a trained stage's output says.
+
+    Raises:
+        FileNotFoundError: It is not done.
+    """
+    output = Path(link.output)
+    manifest = read_manifest(output)
+    if manifest is None or not manifest.get("final"):
+        raise FileNotFoundError(f"{output}: this stage is not done; run the chain first")
+    losses, judged = rows_of(output / "losses.jsonl"), rows_of(output / "evaluations.jsonl")
+    found = {"stage": name, "commit": manifest["commit"], "steps": len(losses)}
+    found |= {"batch": link.optim.batch, "bf16": link.optim.bf16, "wall_seconds": manifest["wall_seconds"]}
+    evaluations = [
+        {key.removeprefix("eval_"): round(value, 4) for key, value in row.items() if key != "epoch"} for row in judged
+    ]
+    return found | {"curve": curve(losses), "evaluations": evaluations}
+
+
+def picture(stages: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Losses of every stage: lines for training, points for the patients and phantoms that it did not learn from."""
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), squeeze=False, layout="constrained")
+    for axis, stage in zip(axes[0], stages, strict=True):
+        for number, name in enumerate(key for key in stage["curve"][0] if key not in ("step", "loss")):
+            colour = f"C{number}"
+            seen = [(point["step"], point[name]) for point in stage["curve"] if name in point]
+            judged = [(point["step"], point[name]) for point in stage["evaluations"] if name in point]
+            axis.plot(*zip(*seen, strict=True), color=colour, label=name)
+            if judged:
+                axis.plot(*zip(*judged, strict=True), "o", color=colour)
+        axis.set(title=stage["stage"], xlabel="step", yscale="log")
+        axis.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Read, write, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chain", help="the chain's config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as the chain was given, such as root=PATH")
+    given = parser.parse_args()
+    links = list(load(load_config(Config, given.chain, given.overrides)))
+    merged = next(Path(link.output).name for name, link in links if name == "merge")
+    stages = [stage_of(name, link) for name, link in links if name not in ("merge", "take_words", "pretrain_clip")]
+    result = {"model": merged, "command": f"m3d train {given.chain} root=PATH", **machine_facts(), "stages": stages}
+    with atomic_path(RESULTS / f"training_{merged}.json") as temporary:
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    picture(stages, HOME / "docs" / f"learning_{merged}.png")
+    for stage in stages:
+        print(f"{stage['stage']:16} {stage['steps']:5} steps  {stage['wall_seconds'] / 60:6.1f} min")
+
+
+if __name__ == "__main__":
+    main()
