@@ -21,7 +21,8 @@ from data_prep.preprocess import Prepared
 from data_prep.volume import Volume
 from m3d.inference.results import FoundBox, FoundMask, Result
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
-from m3d.models.processing import BOX_START, IGNORED, encode_exchange
+from m3d.models.numbers import read_boxes
+from m3d.models.processing import BOX_END, BOX_START, IGNORED, encode_exchange
 from m3d.models.seg_token import find_seg_tokens
 from m3d.tasks.base import Phrases
 from m3d.tasks.codecs import Frac3
@@ -38,7 +39,10 @@ class NoMask(ValueError):
 
 @dataclass(frozen=True)
 class Spoken:
-    """An answer: its words, and for each ``[SEG]`` in them what it tells the mask head, ``(M, C)``."""
+    """An answer: its words, and for each ``[SEG]`` in them what it tells the mask head, ``(M, C)``.
+
+    Where the model has a box head, the digits of boxes are written from it.
+    """
 
     text: str
     prompts: Tensor | None
@@ -190,7 +194,9 @@ class Scan:
         )
         answer = sequence[0, ids.shape[1] :].tolist()
         text = _words(self.processor, answer)
-        if model.seg_head is None or model.config.seg_token_id not in answer:
+        draws = model.seg_head is not None and model.config.seg_token_id in answer
+        locates = model.box_head is not None and model.config.box_start_token_id in answer
+        if not draws and not locates:
             return Spoken(text, None)
         read = self.prefix.get_seq_length()
         rest = sequence[:, read:]
@@ -199,8 +205,14 @@ class Scan:
         )
         said = rest.clone()
         said[:, : ids.shape[1] - read] = -1  # a [SEG] that the user typed draws nothing
+        states = out.hidden_states[-1]
+        if locates:
+            assert model.box_head is not None
+            text = _written(text, read_boxes(model.box_head, states[said == model.config.box_start_token_id]))
+        if not draws:
+            return Spoken(text, None)
         where = find_seg_tokens(said, model.config.seg_token_id)
-        return Spoken(text, model.seg_prompts(out.hidden_states[-1], where))
+        return Spoken(text, model.seg_prompts(states, where))
 
     # -- drawing --------------------------------------------------------------------------------------------------
 
@@ -324,6 +336,16 @@ def _words(processor: M3DProcessor, answer: list[int]) -> str:
     silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
     text = processor.batch_decode([[token for token in answer if token not in silent]])[0]
     return re.sub(r"\s*\[SEG\]", " [SEG]", text).strip()  # the token took its space along
+
+
+def _written(text: str, boxes: Tensor) -> str:
+    """An answer whose boxes have the digits of ``boxes`` (N, 6), in order; one that was not ended stays as it is."""
+    before, *begun = text.split(BOX_START)
+    for number, (rest, box) in enumerate(zip(begun, boxes.tolist(), strict=True)):
+        lo, hi = (tuple(map(side, box[:3], box[3:])) for side in (min, max))
+        _, ended, after = rest.partition(BOX_END)
+        begun[number] = Frac3().encode(Box(lo, hi, "norm")) + after if ended else BOX_START + rest
+    return before + "".join(begun)
 
 
 def _named(name: str) -> str:

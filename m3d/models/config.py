@@ -101,7 +101,8 @@ class M3DConfig(PreTrainedConfig):
     """A vision tower, a perceiver, a language model and, where it draws, a SegVol head.
 
     ``image_token_id`` marks where volumes stand in a prompt, ``seg_token_id`` where a mask is drawn; both are rows that
-    `M3DProcessor` adds to the language model's vocabulary, with ``box_start_token_id`` and ``box_end_token_id``.
+    `M3DProcessor` adds to the language model's vocabulary, with ``box_start_token_id`` and ``box_end_token_id``. With
+    ``box_head`` the state at ``<bx_start>`` gives the box in numbers (m3d/models/numbers.py); no published one does.
     """
 
     model_type = "m3d"
@@ -122,6 +123,7 @@ class M3DConfig(PreTrainedConfig):
     pool_size: int = 2
     projector: str = "mlp"
     projector_depth: int = 2
+    box_head: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401

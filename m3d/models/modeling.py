@@ -28,6 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from encoders.vit3d import PatchEmbedding, ViT3D
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
+from m3d.models.numbers import number_reader
 from m3d.models.packed_mask import for_attention
 from m3d.models.perceiver import build_perceiver
 from m3d.models.seg_token import SegTokens, find_seg_tokens, mean_per_row, seg_states
@@ -206,6 +207,7 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
                 nn.Linear(width, width), nn.ReLU(), nn.Linear(width, seg_width), nn.Dropout(seg.projector_dropout)
             )
             _keep_own_head(self.seg_head, self.seg_projector)
+        self.box_head = number_reader(width, 6) if config.box_head else None
         _keep_own_init(self.vision_tower.detail, self.vision_tower.detail_embedding)
         self.post_init()  # type: ignore[no-untyped-call]
 

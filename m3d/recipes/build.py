@@ -101,6 +101,7 @@ class Init:
         head: Sizes of a head from nothing; without it and ``segvol`` the model only talks.
         pool: Side of the blocks of patches that become one token of the language model.
         pooling: Whether a block is averaged ("spatial", published), or stacked in one wide token.
+        box_head: Whether boxes are read in numbers as well as said in digits; ``loss.boxes`` teaches it.
         dtype: Of the language model's weights; what learns in full should be float32.
     """
 
@@ -112,6 +113,7 @@ class Init:
     head: HeadSizes | None = None
     pool: int = 2
     pooling: Pooling = "spatial"
+    box_head: bool = False
     dtype: Dtype = "float32"
 
     def __post_init__(self) -> None:
@@ -119,8 +121,9 @@ class Init:
         parts = [name for name in ("vision_tower", "segvol", "vision", "head") if getattr(self, name) is not None]
         if self.checkpoint is not None and parts:
             raise ValueError(f"init.checkpoint brings all parts; leave out init.{parts[0]}")
-        if self.checkpoint is not None and (self.pool, self.pooling) != (Init.pool, Init.pooling):
-            raise ValueError("init.checkpoint has its own perceiver; leave out init.pool and init.pooling")
+        for name in ("pool", "pooling", "box_head") if self.checkpoint is not None else ():
+            if getattr(self, name) != getattr(Init, name):
+                raise ValueError(f"init.checkpoint brings it along, whatever it is; leave out init.{name}")
         if self.checkpoint is None and self.language_model is None:
             raise ValueError("init needs a checkpoint of an earlier stage, or a language_model to build around")
         if self.segvol is not None and self.head is not None:
@@ -170,6 +173,7 @@ def build(init: Init, preprocess: Preprocess) -> Built:
         seg_config=seg,
         pool_size=init.pool,
         pooling=init.pooling,
+        box_head=init.box_head,
         **ids,
     )
     model = around(config, language_model)

@@ -68,6 +68,7 @@ class Outline:
             seg_config=self.head(init, vision),
             pool_size=init.pool,
             pooling=init.pooling,
+            box_head=init.box_head,
             **_taught(text, init.language_model),
         )
 

@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 
 METRICS = "metrics.json"
 WATCHED = (1, 5, 10)
-MEASURES = ("R@1", "R@5", "MRR", "mean_rank", "chance_R@5", "token_spread")
+MEASURES = {"R@1": True, "R@5": True, "MRR": True, "mean_rank": False, "chance_R@5": True, "token_spread": True}
+"""What the evaluation measures, and whether more of it is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +247,7 @@ def measurable(cases: Sequence[TrainingCase], tasks: Sequence[str]) -> list[str]
 def summary(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """What is watched: the mean over tasks and both directions, chance, and the tokens' spread."""
     watched = {}
-    for name in MEASURES[:4]:
+    for name in ("R@1", "R@5", "MRR", "mean_rank"):
         rows = [task[f"{way}/{name}"] for task in scores.values() for way in ("volume_to_text", "text_to_volume")]
         watched[name] = sum(rows) / len(rows)
     first = next(iter(scores.values()))

@@ -192,7 +192,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
         optim,
         save=lambda folder: save_segvol(folder, model, preprocess),
         judge=judge,
-        measures=judge.measures if judge is not None else (),
+        measures=judge.measures if judge is not None else None,
         callbacks=samples(config, objective, _sheet(config, objective)),
         facts={"parameters": sum(parameter.numel() for parameter in model.parameters()), "names": len(names.index)},
         resume=resume,

@@ -150,7 +150,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
         optim,
         save=lambda folder: save_language(folder, model, tokenizer),
         judge=None if judged is None else judge,
-        measures=("loss",),
+        measures={"loss": False},
         facts={"parameters": sum(parameter.numel() for parameter in model.parameters())},
         resume=resume,
     )

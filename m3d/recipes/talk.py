@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -194,6 +194,8 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     if config.checkpointing:
         built.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
         built.model.vision_tower.gradient_checkpointing = True
+    if built.model.box_head is not None:
+        built.model.box_head.requires_grad_(config.loss.boxes > 0)
     objective = TalkAndDraw(built.model, config.loss)
     if config.data.looks and still(built.model.vision_tower) and not objective.draws:
         vision, shown = built.model.config.vision, sum(len(group.cases) for group in config.data.groups())
@@ -223,7 +225,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         optim,
         save=lambda folder: save_model(folder, built.model, built.processor, kind=config.saved, lora=config.parts.lora),
         judge=judge,
-        measures=judge.measures if judge is not None else (),
+        measures=judge.measures if judge is not None else None,
         callbacks=samples(config, objective, _sheet(config, built)),
         facts={"parts": facts, "kind": config.saved, "from": built.notes},
         resume=resume,
@@ -299,9 +301,10 @@ class Judge:
             )
 
     @property
-    def measures(self) -> tuple[str, ...]:
-        """What may be measured, by name."""
-        return ("loss", *cast("tuple[str, ...]", self.objective.loss_names), "token_spread")
+    def measures(self) -> dict[str, bool]:
+        """What may be measured, by name, and whether more of it is better: of losses it is not."""
+        losses = ("loss", *cast("tuple[str, ...]", self.objective.loss_names))
+        return dict.fromkeys(losses, False) | {"token_spread": True}
 
     def __call__(self) -> dict[str, float]:
         """Measure."""
@@ -377,7 +380,7 @@ def train(
     *,
     save: Callable[[Path], None],
     judge: Callable[[], Mapping[str, float]] | None,
-    measures: Collection[str],
+    measures: Mapping[str, bool] | None,
     facts: Mapping[str, Any],
     callbacks: Sequence[Any] = (),
     resume: bool = False,

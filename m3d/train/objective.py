@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from m3d.models import M3DForConditionalGeneration
 from m3d.models.modeling import M3DVolumeFeatures
+from m3d.models.numbers import number_reader, read_boxes
 from m3d.models.processing import IGNORED
 from m3d.models.seg_token import SegTokens, find_seg_tokens
 from m3d.train.album import Album, still
@@ -53,11 +54,6 @@ class LossWeights:
     positive_share: float = 0.0
 
 
-def reader(width: int, numbers: int) -> nn.Sequential:
-    """From a state ``(N, E)`` to ``(N, numbers)``; it serves training alone and is not saved."""
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, numbers))
-
-
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum of the cross entropies of learned tokens: ``(B, U, V)`` and the tokens that they predict, ``(B, U)``."""
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -95,12 +91,11 @@ class TalkAndDraw(nn.Module):
         if self.draws and model.merge != "each":
             raise ValueError('seg_config.merge="mean" draws one mask a row and cannot learn several; train with "each"')
         width = model.config.text.hidden_size
-        self.box_reader = reader(width, 6) if weights.boxes > 0 else None
-        self.value_reader = reader(width, 1) if weights.values > 0 else None
+        if weights.boxes > 0 and model.box_head is None:
+            raise ValueError("loss.boxes needs a model with a box head: begin with init.box_head=true, or set it to 0")
+        self.value_reader = number_reader(width, 1) if weights.values > 0 else None
         self._album = Album()
-        read = [
-            name for name, reader in (("boxes", self.box_reader), ("values", self.value_reader)) if reader is not None
-        ]
+        read = [name for name in ("boxes", "values") if getattr(weights, name) > 0]
         self.loss_names = ("text", *read, *(("dice", "bce", "prompted") if self.draws else ()))
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
@@ -115,11 +110,11 @@ class TalkAndDraw(nn.Module):
             mm_encoder_outputs={"image": self._look(batch)},
             volume_index=batch["volume_index"],
             logits_to_keep=read,  # no logits where nothing is learned
-            output_hidden_states=self.draws or self.box_reader is not None or self.value_reader is not None,
+            output_hidden_states=len(self.loss_names) > 1,
             use_cache=False,
         )
         losses = {"text": Loss(text_loss(out.logits, following[:, read]), "text", self.weights.text)}
-        if self.box_reader is not None:
+        if self.weights.boxes > 0:
             losses["boxes"] = self._read_boxes(batch, out.hidden_states[-1])
         if self.value_reader is not None:
             losses["values"] = self._read_values(batch, out.hidden_states[-1])
@@ -137,14 +132,15 @@ class TalkAndDraw(nn.Module):
 
     def _read_boxes(self, batch: Mapping[str, Any], hidden: Tensor) -> Loss:
         """Distance of the boxes that are read off the states at ``<bx_start>``: L1, in sides of the grid."""
-        assert self.box_reader is not None
+        head = self.model.box_head
+        assert head is not None
         rows, places = (batch["labels"] == self.model.config.box_start_token_id).nonzero(as_tuple=True)
         truth = batch["boxes"]
         if len(rows) != len(truth):
             raise ValueError(f"the answers begin {len(rows)} boxes, there are {len(truth)}; ids: {batch['ids']}")
         if not len(truth):  # every rank runs the same modules
-            return Loss(0.0 * self.box_reader(hidden[:1, 0]).sum(), "boxes", self.weights.boxes)
-        read = self.box_reader(hidden[rows, places]).float().sigmoid()
+            return Loss(0.0 * read_boxes(head, hidden[:1, 0]).sum(), "boxes", self.weights.boxes)
+        read = read_boxes(head, hidden[rows, places])
         known = truth.isfinite().all(dim=1, keepdim=True)
         wrong = torch.where(known, (read - truth.nan_to_num()).abs(), 0.0)
         return Loss(wrong.mean(dim=1).sum(), "boxes", self.weights.boxes)

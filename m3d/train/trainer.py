@@ -14,7 +14,7 @@ import logging
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -53,8 +53,8 @@ class M3DTrainer(Trainer):
         save: Writes the model that is shared into an empty folder, which becomes ``OUTPUT/model``: with every
             checkpoint, or only with the best where ``best`` is given. The first process calls it, with full weights.
         evaluate: Measures by name; called by every process, without gradients.
-        best: The measure by which the best checkpoint is kept; higher is better unless its name ends with ``loss``.
-        measures: The names that ``evaluate`` may give, so that a wrong ``best`` is told before training.
+        best: The measure by which the best checkpoint is kept.
+        measures: What ``evaluate`` gives, by name, and whether more of it is better.
         callbacks: More of transformers' callbacks, such as `m3d.train.watch.Samples`.
     """
 
@@ -76,13 +76,15 @@ class M3DTrainer(Trainer):
         save: Callable[[Path], None] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         best: str | None = None,
-        measures: Collection[str] = (),
+        measures: Mapping[str, bool] | None = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         if best is not None and evaluate is None:
             raise ValueError(f"best={best!r} needs an evaluation to measure it")
-        if best is not None and measures and best not in measures:
-            raise ValueError(f"best={best!r} is none of what the evaluation measures: {', '.join(sorted(measures))}")
+        if best is not None and best not in (measures or {}):
+            raise ValueError(
+                f"best={best!r} is none of what the evaluation measures: {', '.join(sorted(measures or {}))}"
+            )
         self.engine = Engine(name=engine) if isinstance(engine, str) else engine
         self.config, self.output, self.best = config, output, best
         self.objective, self.export, self.measure = objective, save, evaluate
@@ -90,7 +92,12 @@ class M3DTrainer(Trainer):
         self.steps = config.num_steps(self.length)
         output.mkdir(parents=True, exist_ok=True)
         args = engines.arguments(
-            self.engine, config, output, objective, max_steps=self.steps, **_flow(config, evaluate is not None, best)
+            self.engine,
+            config,
+            output,
+            objective,
+            max_steps=self.steps,
+            **_flow(config, evaluate is not None, best, bool(best is not None and measures and measures[best])),
         )
         self.world, self.rank = engines.world(), engines.rank()
         self.accumulate = config.accumulate(self.world)
@@ -374,7 +381,7 @@ class M3DTrainer(Trainer):
         """Nothing: every step is seeded anew."""
 
 
-def _flow(config: OptimConfig, evaluates: bool, best: str | None) -> dict[str, Any]:
+def _flow(config: OptimConfig, evaluates: bool, best: str | None, greater: bool) -> dict[str, Any]:
     """When Trainer does what."""
     every: Literal["steps", "no"] = "steps" if evaluates else "no"
     return {
@@ -385,7 +392,7 @@ def _flow(config: OptimConfig, evaluates: bool, best: str | None) -> dict[str, A
         "eval_strategy": every,
         "eval_steps": config.eval_every or config.save_every,
         "metric_for_best_model": best,
-        "greater_is_better": None if best is None else not best.endswith("loss"),
+        "greater_is_better": None if best is None else greater,
         "report_to": [],
         "remove_unused_columns": False,
         "label_names": [],
