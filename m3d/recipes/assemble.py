@@ -62,7 +62,7 @@ def around(config: M3DConfig, language_model: PreTrainedModel) -> M3DForConditio
     with torch.device("meta"):
         model = M3DForConditionalGeneration(config)
     model.language_model = language_model
-    for part in (model.vision_tower, model.perceiver, model.seg_head, model.seg_projector):
+    for part in (model.vision_tower, model.perceiver, model.seg_head, model.seg_projector, model.box_head):
         if part is not None:
             part.to_empty(device="cpu")
             with torch.no_grad():

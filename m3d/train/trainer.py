@@ -81,10 +81,9 @@ class M3DTrainer(Trainer):
     ) -> None:
         if best is not None and evaluate is None:
             raise ValueError(f"best={best!r} needs an evaluation to measure it")
-        if best is not None and best not in (measures or {}):
-            raise ValueError(
-                f"best={best!r} is none of what the evaluation measures: {', '.join(sorted(measures or {}))}"
-            )
+        known = measures or {}
+        if best is not None and best not in known:
+            raise ValueError(f"best={best!r} is none of what the evaluation measures: {', '.join(sorted(known))}")
         self.engine = Engine(name=engine) if isinstance(engine, str) else engine
         self.config, self.output, self.best = config, output, best
         self.objective, self.export, self.measure = objective, save, evaluate
@@ -97,7 +96,7 @@ class M3DTrainer(Trainer):
             output,
             objective,
             max_steps=self.steps,
-            **_flow(config, evaluate is not None, best, bool(best is not None and measures and measures[best])),
+            **_flow(config, evaluate is not None, best, known.get(best or "", False)),
         )
         self.world, self.rank = engines.world(), engines.rank()
         self.accumulate = config.accumulate(self.world)
@@ -305,9 +304,6 @@ class M3DTrainer(Trainer):
         with aside(self.objective), engines.at_hand(self.model_wrapped):
             measured = {f"eval_{name}": float(value) for name, value in self.measure().items()}
         metrics: dict[str, float] = engines.gather(measured)[0]
-        if self.best is not None and f"eval_{self.best}" not in metrics:
-            known = ", ".join(name.removeprefix("eval_") for name in metrics)
-            raise ValueError(f"best={self.best!r} is none of what the evaluation measures: {known}")
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._speed.restart()

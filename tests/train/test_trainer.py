@@ -33,7 +33,7 @@ def rows(folder) -> list[dict]:
 
 def make(output, objective=None, *, data=None, **given):
     settings = {"steps": 4, "batch": 4, "micro_batch": 2, "save_every": 2, "lr": 0.05, "warmup": 0}
-    more = {name: given.pop(name) for name in ("save", "evaluate", "best") if name in given}
+    more = {name: given.pop(name) for name in ("save", "evaluate", "best", "measures") if name in given}
     torch.manual_seed(0)
     return M3DTrainer(objective or Toy(), data or Items(21), collate, OptimConfig(**settings | given), output, **more)
 
@@ -194,7 +194,14 @@ def test_the_best_and_the_newest_are_kept(tmp_path):
         (folder / "weights.txt").write_text(str(len(saved)))
 
     make(
-        tmp_path, steps=4, save_every=1, keep=1, evaluate=lambda: {"dice": next(measured)}, best="dice", save=save
+        tmp_path,
+        steps=4,
+        save_every=1,
+        keep=1,
+        evaluate=lambda: {"dice": next(measured)},
+        best="dice",
+        save=save,
+        measures={"dice": True},
     ).fit()
     assert sorted(found.name for found in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     assert (tmp_path / "model" / "weights.txt").read_text() == "2"  # of the best, the second
@@ -211,13 +218,21 @@ def test_the_best_and_the_newest_are_kept(tmp_path):
 
 def test_a_new_best_between_checkpoints_is_saved(tmp_path):
     measured = iter([0.5, 0.9, 0.1, 0.1])
-    make(tmp_path, save_every=4, eval_every=1, evaluate=lambda: {"loss": next(measured)}, best="loss", keep=1).fit()
+    make(
+        tmp_path,
+        save_every=4,
+        eval_every=1,
+        evaluate=lambda: {"loss": next(measured)},
+        best="loss",
+        keep=1,
+        measures={"loss": False},
+    ).fit()
     assert sorted(found.name for found in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4"]
 
 
 def test_a_measure_that_is_not_measured_is_named(tmp_path):
     with pytest.raises(ValueError, match="best='dice' is none of what the evaluation measures: iou"):
-        make(tmp_path, evaluate=lambda: {"iou": 1.0}, best="dice").fit()
+        make(tmp_path, evaluate=lambda: {"iou": 1.0}, best="dice", measures={"iou": True})
     with pytest.raises(ValueError, match="needs an evaluation"):
         make(tmp_path, best="dice")
 
