@@ -1,6 +1,7 @@
 """Look once, ask often: words, boxes and masks on the scan's own grid, from a model that was really taught."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,6 +13,8 @@ from data_prep.boxes import Box
 from data_prep.volume import BadScan, Volume
 from data_prep.write import write_volume
 from m3d.inference.checkpoints import resolve
+from m3d.inference.scan import _written
+from m3d.models.numbers import number_reader
 from m3d.models.processing import encode_exchange
 
 GRID = (8, 16, 24)
@@ -93,6 +96,41 @@ def test_a_box_comes_in_voxels_and_mm(scan):
     assert np.allclose(box.voxel.lo, (2, 4, 6)) and np.allclose(box.voxel.hi, (6, 12, 12))
     assert box.mm.frame == "mm"
     assert np.allclose(sorted(np.subtract(box.mm.hi, box.mm.lo)), sorted((16, 16, 12)))
+
+
+def test_a_box_head_writes_the_digits_of_a_box(scan):
+    """It reads the state at ``<bx_start>``: the last of what was said up to there."""
+    box = torch.tensor([0.125, 0.5, 0.25, 0.875, 0.25, 0.75])  # its second side is the wrong way round
+    read = []
+    model = scan.model
+    head = number_reader(model.config.text.hidden_size, 6)
+    with torch.no_grad():
+        head[-1].weight.zero_(), head[-1].bias.copy_(box.logit())
+    head.register_forward_hook(lambda _, given, __: read.append(given[0]))
+    said = scan.locate("block").text
+    model.box_head = head
+    try:
+        found = scan.locate("block")
+        report = scan.report()
+    finally:
+        model.box_head = None
+    written = "<bx_start>[0.125, 0.250, 0.250, 0.875, 0.500, 0.750]<bx_end>"
+    assert found.text == re.sub("<bx_start>.*<bx_end>", written, said) != said
+    assert found.boxes[0].voxel.lo == pytest.approx((1, 4, 6), abs=0.02)
+    assert found.boxes[0].voxel.hi == pytest.approx((7, 8, 18), abs=0.02)
+    assert report.boxes == () and len(read) == 1  # nothing begins a box there
+    upto = encode_exchange(scan.processor.tokenizer, scan.processor.write(found.prompt), said)[0]
+    upto = torch.tensor([upto[: upto.index(model.config.box_start_token_id) + 1]])
+    with torch.no_grad():
+        features = {"image": model.get_image_features(scan.processor.pixels(scan.prepared)[None])}
+        states = model(input_ids=upto, mm_encoder_outputs=features, output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(read[0], states[:, -1], atol=1e-4, rtol=1e-3)
+
+
+def test_a_box_that_was_not_ended_stays_as_it_is():
+    boxes = torch.tensor([[0.0, 0, 0, 0.5, 0.5, 0.5], [0.1, 0.1, 0.1, 0.2, 0.2, 0.2]])
+    written = _written("One <bx_start>[9]<bx_end>, two <bx_start>[0.3, ", boxes)
+    assert written == "One <bx_start>[0.000, 0.000, 0.000, 0.500, 0.500, 0.500]<bx_end>, two <bx_start>[0.3, "
 
 
 def test_report_and_questions(scan):

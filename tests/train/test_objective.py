@@ -1,11 +1,14 @@
 """Sums by name, simulated prompts that are true of their masks, and a graph that is the same whatever a batch holds."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from m3d.models.numbers import number_reader
 from m3d.train.objective import KINDS, LossWeights, TalkAndDraw, balanced_bce, correct, pick, simulate_prompts
 from segvol_head import Prompts
 
@@ -211,7 +214,16 @@ def test_merged_masks_cannot_be_learned(tiny_model):
 
 
 @pytest.fixture
-def boxed_batch(processor, tiny_batch) -> dict:
+def box_head(tiny_model) -> Iterator[nn.Sequential]:
+    """The tiny model has one for a while."""
+    torch.manual_seed(0)
+    tiny_model.box_head = number_reader(tiny_model.config.text.hidden_size, 6)
+    yield tiny_model.box_head
+    tiny_model.box_head = None
+
+
+@pytest.fixture
+def boxed_batch(processor, tiny_batch, box_head) -> dict:
     """Two answers with three boxes, of which one is not known."""
     texts = [
         processor.write(text) for text in ("Where? <bx_start>1<bx_end>", "<bx_start>2<bx_end> <bx_start>3<bx_end>")
@@ -229,7 +241,7 @@ WORDS_ALONE = LossWeights(dice=0, bce=0, prompted=0, boxes=10)
 
 def test_boxes_are_read_off_the_states_where_they_begin(tiny_model, boxed_batch):
     objective = TalkAndDraw(tiny_model, WORDS_ALONE).eval()
-    last = objective.box_reader[-1]
+    last = tiny_model.box_head[-1]
     with torch.no_grad():
         last.weight.zero_()
         last.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 2.0, 2.0, 2.0]))
@@ -252,12 +264,17 @@ def test_boxes_teach_language_model_and_perceiver_and_unknown_ones_nothing(tiny_
     assert gradient(torch.full((3, 6), torch.nan)).abs().sum() == 0
 
 
-def test_without_boxes_the_reader_is_in_the_graph_all_the_same(tiny_model, tiny_batch):
+def test_a_model_without_a_box_head_learns_no_boxes(tiny_model):
+    with pytest.raises(ValueError, match=r"loss.boxes needs a model with a box head: begin with init.box_head=true"):
+        TalkAndDraw(tiny_model, WORDS_ALONE)
+
+
+def test_without_boxes_the_reader_is_in_the_graph_all_the_same(tiny_model, tiny_batch, box_head):
     objective = TalkAndDraw(tiny_model, WORDS_ALONE).eval()
     losses = objective(tiny_batch | {"boxes": torch.zeros(0, 6)})
     assert losses["boxes"].total == 0
     sum(loss.total for loss in losses.values()).backward()
-    assert all(parameter.grad is not None for parameter in objective.box_reader.parameters())
+    assert all(parameter.grad is not None for parameter in box_head.parameters())
 
 
 def test_boxes_that_do_not_fit_the_answers_are_refused(tiny_model, boxed_batch):
