@@ -56,7 +56,7 @@ def stage_of(name: str, link: Any) -> dict[str, Any]:
     if manifest is None or not manifest.get("final"):
         raise FileNotFoundError(f"{output}: this stage is not done; run the chain first")
     losses, judged = rows_of(output / "losses.jsonl"), rows_of(output / "evaluations.jsonl")
-    found = {"stage": name, "commit": manifest["commit"], "steps": len(losses)}
+    found = {"name": output.name, "stage": name, "commit": manifest["commit"], "steps": len(losses)}
     found |= {"batch": link.optim.batch, "bf16": link.optim.bf16, "wall_seconds": manifest["wall_seconds"]}
     evaluations = [
         {key.removeprefix("eval_"): round(value, 4) for key, value in row.items() if key != "epoch"} for row in judged
@@ -78,7 +78,7 @@ def picture(stages: Sequence[Mapping[str, Any]], path: Path) -> None:
             axis.plot(*zip(*seen, strict=True), color=colour, label=name)
             if judged:
                 axis.plot(*zip(*judged, strict=True), "o", color=colour)
-        axis.set(title=stage["stage"], xlabel="step", yscale="log")
+        axis.set(title=stage["name"], xlabel="step", yscale="log")
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -97,7 +97,7 @@ def main() -> None:
         temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     picture(stages, HOME / "docs" / f"learning_{merged}.png")
     for stage in stages:
-        print(f"{stage['stage']:16} {stage['steps']:5} steps  {stage['wall_seconds'] / 60:6.1f} min")
+        print(f"{stage['name']:16} {stage['steps']:5} steps  {stage['wall_seconds'] / 60:6.1f} min")
 
 
 if __name__ == "__main__":

@@ -304,7 +304,7 @@ def stages() -> str:
             told = ", ".join(f"{name} {judged[0][name]:.3f} to {judged[-1][name]:.3f}" for name in names)
             told += f" (steps {judged[0]['step']} to {judged[-1]['step']})" if len(judged) > 1 else ""
         minutes = f"{stage['wall_seconds'] / 60:.0f}"
-        rows.append([stage["stage"], str(stage["steps"]), str(stage["batch"]), minutes, told])
+        rows.append([stage["name"], str(stage["steps"]), str(stage["batch"]), minutes, told])
     machine = result["machine"]
     where = machine["gpu"] or f"{machine['cores']} CPU cores"
     heads = ["stage", "steps", "volumes a step", "minutes", "losses on scans not learned from"]

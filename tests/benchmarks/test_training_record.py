@@ -26,11 +26,11 @@ def test_a_stage_that_is_not_done_is_named(tmp_path):
 def test_the_table_has_minutes_and_losses_before_and_after(tmp_path, monkeypatch):
     monkeypatch.setattr(write_tables, "RESULTS", tmp_path)
     judged = [{"step": 5, "loss": 2.0, "text": 1.25}, {"step": 10, "loss": 1.0, "text": 0.5}]
-    stage = {"stage": "align", "steps": 10, "batch": 4, "wall_seconds": 150.0, "evaluations": judged}
-    words = stage | {"stage": "pretrain_words", "evaluations": [{"step": 10, "loss": 3.0}]}
+    stage = {"name": "align", "stage": "align", "steps": 10, "batch": 4, "wall_seconds": 150.0, "evaluations": judged}
+    words = stage | {"name": "words", "evaluations": [{"step": 10, "loss": 3.0}]}
     result = {"command": "m3d train x", "machine": {"cores": 2, "gpu": None}, "stages": [words, stage]}
     (tmp_path / "training_m3d-tiny.json").write_text(json.dumps(result))
     text = write_tables.stages()
-    assert "| pretrain_words | 10 | 4 | 2 | loss 3.000 to 3.000 |" in text
+    assert "| words | 10 | 4 | 2 | loss 3.000 to 3.000 |" in text
     assert "| align | 10 | 4 | 2 | text 1.250 to 0.500 (steps 5 to 10) |" in text
     assert "on 2 CPU cores" in text
