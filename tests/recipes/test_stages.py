@@ -321,7 +321,7 @@ def test_what_could_only_fail_later_is_refused_now(runs, phantom_store, tmp_path
     half = dataclasses.replace(config.init, dtype="bfloat16")
     with pytest.raises(ValueError, match=r"small steps would be rounded away; take init.dtype=float32"):
         dataclasses.replace(config, init=half, parts=dataclasses.replace(config.parts, language_model="full"))
-    with pytest.raises(ValueError, match=r"init.checkpoint has its own perceiver; leave out init.pool"):
+    with pytest.raises(ValueError, match=r"init.checkpoint brings it along, whatever it is; leave out init.pool"):
         build.Init(checkpoint="somewhere", pool=1)
     with pytest.raises(
         ValueError, match=r"best='dcie' is none of what the evaluation measures: loss, text, token_spread"
