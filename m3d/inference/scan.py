@@ -21,7 +21,7 @@ from data_prep.preprocess import Prepared
 from data_prep.volume import Volume
 from m3d.inference.results import FoundBox, FoundMask, Result
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
-from m3d.models.numbers import read_boxes
+from m3d.models.box_head import read_boxes
 from m3d.models.processing import BOX_END, BOX_START, IGNORED, encode_exchange
 from m3d.models.seg_token import find_seg_tokens
 from m3d.tasks.base import Phrases

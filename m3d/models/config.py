@@ -102,7 +102,7 @@ class M3DConfig(PreTrainedConfig):
 
     ``image_token_id`` marks where volumes stand in a prompt, ``seg_token_id`` where a mask is drawn; both are rows that
     `M3DProcessor` adds to the language model's vocabulary, with ``box_start_token_id`` and ``box_end_token_id``. With
-    ``box_head`` the state at ``<bx_start>`` gives the box in numbers (m3d/models/numbers.py); no published one does.
+    ``box_head`` the state at ``<bx_start>`` gives the box in numbers (m3d/models/box_head.py); no published one does.
     """
 
     model_type = "m3d"

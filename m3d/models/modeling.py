@@ -27,8 +27,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from encoders.vit3d import PatchEmbedding, ViT3D
+from m3d.models.box_head import number_reader
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
-from m3d.models.numbers import number_reader
 from m3d.models.packed_mask import for_attention
 from m3d.models.perceiver import build_perceiver
 from m3d.models.seg_token import SegTokens, find_seg_tokens, mean_per_row, seg_states

@@ -115,7 +115,8 @@ def _talk(config: TalkConfig, outline: Outline) -> Plan:
     model_config = outline.whole(config.init)
     cases, images = _cases(config.data, partial(has_task, config.data.weights))
     reading = reading_of(cases, config.data, model_config.num_image_tokens)
-    model = on_meta(model_config, config.parts, half=config.init.dtype == "bfloat16")
+    half = config.init.dtype == "bfloat16"
+    model = on_meta(model_config, config.parts, half=half, boxes=config.loss.boxes > 0)
     counts, how = count_parameters(model), learning(model)
     if model_config.seg is None or not max(config.loss.dice, config.loss.bce, config.loss.prompted):
         reading = replace(reading, masks=0.0)
@@ -245,13 +246,13 @@ def _captioned(data: PairsConfig) -> tuple[list[TrainingCase], int | None]:
     return wanted, len(wanted)
 
 
-def on_meta(config: M3DConfig, parts: Parts, *, half: bool) -> M3DForConditionalGeneration:
+def on_meta(config: M3DConfig, parts: Parts, *, half: bool, boxes: bool) -> M3DForConditionalGeneration:
     """The model as it would be trained, without its numbers; ``half`` keeps a frozen language model in bf16."""
     with torch.device("meta"):
         model = M3DForConditionalGeneration(config)
         if half and parts.language_model != "full":
             model.language_model.to(torch.bfloat16)
-        apply(model, parts)
+        apply(model, parts, boxes=boxes)
     return model
 
 

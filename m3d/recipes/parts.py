@@ -55,8 +55,10 @@ class Learning:
     total: int
 
 
-def apply(model: M3DForConditionalGeneration, parts: Parts) -> dict[str, Learning]:
+def apply(model: M3DForConditionalGeneration, parts: Parts, *, boxes: bool = False) -> dict[str, Learning]:
     """Make a model learn just so, in place; LoRA layers and learned rows are added where they are asked for.
+
+    A box head learns where there is a loss of ``boxes``.
 
     Raises:
         ValueError: A part that is to learn is not there, or the model has LoRA layers already.
@@ -73,6 +75,8 @@ def apply(model: M3DForConditionalGeneration, parts: Parts) -> dict[str, Learnin
         module.requires_grad_(True)
     for module in _without_a_loss(model.seg_head):
         module.requires_grad_(False)
+    if model.box_head is not None:
+        model.box_head.requires_grad_(boxes)
     for parameter in [*_low_rank(model), *_rows(model)]:
         parameter.requires_grad_(True)
     return counts(model)
@@ -82,7 +86,7 @@ def counts(model: M3DForConditionalGeneration) -> dict[str, Learning]:
     """How much of each part learns, shared parameters once; ``new_tokens`` are those that learn apart from a table."""
     rows = {id(parameter) for parameter in _rows(model)}
     found = {}
-    for name in MODULES:
+    for name in (*MODULES, "box_head"):
         module = getattr(model, name)
         own = [] if module is None else [one for one in module.parameters() if id(one) not in rows]
         found[name] = _count(own)

@@ -30,11 +30,11 @@ from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, mode
 from m3d.recipes.preflight import check_stores
 from m3d.tasks import check_tasks
 from m3d.train import engines
-from m3d.train.album import refuse_large
 from m3d.train.augment import Augment
 from m3d.train.cases import TrainingCase, stored
 from m3d.train.contrastive import START, ContrastiveConfig, ContrastivePair, refuse_accumulation, retrieval_scores
 from m3d.train.engines import Engine
+from m3d.train.kept_tokens import refuse_large
 from m3d.train.optim import OptimConfig
 from m3d.train.pairs import CaptionPairs, PairCollator, TextAugment, judged_pairs, paired
 from m3d.train.spread import Moments

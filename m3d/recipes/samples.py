@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.metrics.meandice import compute_dice
 
 from data_prep.boxes import Box
 from data_prep.store import unpack
@@ -103,15 +104,13 @@ class DrawnSheet:
                 nowhere = torch.zeros(len(names), dtype=torch.long, device=device)
                 logits = model.draw(features, nowhere, names=self.objective.names(names, 0))
             drawn = {name: mask > 0 for name, mask in zip(names, logits[:, 0].float().cpu().numpy(), strict=True)}
-            dice = {name: _dice(mask, truth[name]) for name, mask in drawn.items()}
+            answers, truths = (np.stack([masks[name] for name in names])[:, None] for masks in (drawn, truth))
+            scores = compute_dice(torch.from_numpy(answers), torch.from_numpy(truths))[:, 0]
+            dice = dict(zip(names, scores.tolist(), strict=True))
             said = ", ".join(f"{name} {value:.2f}" for name, value in dice.items())
             rows.append({"step": step, "image_id": case.id, "drawing": f"Dice: {said}", "dice": dice})
             picture(case, drawn, rows[-1], folder)
         write_rows(rows, folder)
-
-
-def _dice(drawn: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
-    return float(2 * (drawn & truth).sum() / (drawn.sum() + truth.sum()))
 
 
 def write_rows(rows: list[dict[str, Any]], folder: Path) -> None:

@@ -16,15 +16,16 @@ from m3d.recipes.build import Built, Init, build
 from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.handover import Kind, kind_of, save_model
 from m3d.recipes.parts import Parts, apply
+from m3d.recipes.preflight import check_stores
 from m3d.tasks import check_tasks
 from m3d.tasks.codecs import Frac3
 from m3d.train import engines
-from m3d.train.album import refuse_large, still
 from m3d.train.augment import Augment
 from m3d.train.cases import TrainingCase, stored
 from m3d.train.collate import Collator
 from m3d.train.data import Group, VolumeDataset
 from m3d.train.engines import Engine
+from m3d.train.kept_tokens import refuse_large, still
 from m3d.train.objective import LossWeights, TalkAndDraw
 from m3d.train.optim import OptimConfig
 from m3d.train.spread import Moments
@@ -87,11 +88,9 @@ class StoresConfig:
         Raises:
             ValueError: Not alike.
         """
-        first, *others = [(root, Preprocess.read(Path(root))) for root in self.stores]
-        for root, one in others:
-            if one != first[1]:
-                raise ValueError(f"{root} was prepared otherwise than {first[0]}; compare their preprocess.json")
-        return first[1]
+        found = check_stores([Path(root) for root in self.stores])
+        assert found is not None  # there is a store
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,12 +189,10 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     built = build(config.init, preprocess)
     _check_kind(config)
-    learning = apply(built.model, config.parts)
+    learning = apply(built.model, config.parts, boxes=config.loss.boxes > 0)
     if config.checkpointing:
         built.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
         built.model.vision_tower.gradient_checkpointing = True
-    if built.model.box_head is not None:
-        built.model.box_head.requires_grad_(config.loss.boxes > 0)
     objective = TalkAndDraw(built.model, config.loss)
     if config.data.looks and still(built.model.vision_tower) and not objective.draws:
         vision, shown = built.model.config.vision, sum(len(group.cases) for group in config.data.groups())

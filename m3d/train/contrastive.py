@@ -17,7 +17,7 @@ from open_clip.loss import ClipLoss, SigLipLoss  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from encoders import VolumeTextCLIP
-from m3d.train.album import Album, still
+from m3d.train.kept_tokens import KeptTokens, still
 from m3d.train.objective import Loss
 
 Kind = Literal["infonce", "siglip"]
@@ -91,7 +91,7 @@ class ContrastivePair(nn.Module):
         model.log_scale = nn.Parameter(model.log_scale.detach().reshape(1))
         if model.logit_bias is not None:
             model.logit_bias = nn.Parameter(model.logit_bias.detach().reshape(1))
-        self.model, self.config, self._album = model, config, Album()
+        self.model, self.config, self._kept = model, config, KeptTokens()
 
     def train(self, mode: bool = True) -> "ContrastivePair":
         """Set the mode, except that what is frozen stays as it is used."""
@@ -105,7 +105,7 @@ class ContrastivePair(nn.Module):
         """Compare ``pixel_values`` (B, 1, D, H, W) with ``input_ids`` (B, T); the total is over this process's B."""
         volumes, pictures, tower = batch["pixel_values"], batch.get("pictures") or [None], self.model.vision_tower
         if seen := still(tower) and None not in pictures:
-            volumes = self._album(tower, volumes, pictures)
+            volumes = self._kept(tower, volumes, pictures)
         mean = self.model(  # as a module: under ZeRO-3 its own parameters are there only inside its forward
             volumes,
             batch["input_ids"],

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m3d.models import M3DForConditionalGeneration
+from m3d.models.box_head import number_reader, read_boxes
 from m3d.models.modeling import M3DVolumeFeatures
-from m3d.models.numbers import number_reader, read_boxes
 from m3d.models.processing import IGNORED
 from m3d.models.seg_token import SegTokens, find_seg_tokens
-from m3d.train.album import Album, still
+from m3d.train.kept_tokens import KeptTokens, still
 from segvol_head import Prompts, bce_loss, dice_loss
 
 KINDS = ("click", "box", "click and box", "name and click", "name and box")
@@ -94,7 +94,7 @@ class TalkAndDraw(nn.Module):
         if weights.boxes > 0 and model.box_head is None:
             raise ValueError("loss.boxes needs a model with a box head: begin with init.box_head=true, or set it to 0")
         self.value_reader = number_reader(width, 1) if weights.values > 0 else None
-        self._album = Album()
+        self._kept = KeptTokens()
         read = [name for name in ("boxes", "values") if getattr(weights, name) > 0]
         self.loss_names = ("text", *read, *(("dice", "bce", "prompted") if self.draws else ()))
 
@@ -127,7 +127,7 @@ class TalkAndDraw(nn.Module):
         pixels, pictures, tower = batch["pixel_values"], batch.get("pictures") or [None], self.model.vision_tower
         if self.draws or not still(tower) or None in pictures:
             return self.model.get_image_features(pixels)
-        tokens = tower.without_cls(self._album(tower, pixels, pictures))
+        tokens = tower.without_cls(self._kept(tower, pixels, pictures))
         return M3DVolumeFeatures(pooler_output=self.model.perceiver(tokens))
 
     def _read_boxes(self, batch: Mapping[str, Any], hidden: Tensor) -> Loss:

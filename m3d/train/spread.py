@@ -10,20 +10,6 @@ import torch
 from torch import Tensor
 
 
-def token_spread(tokens: Tensor) -> float:
-    """How much tokens differ between volumes, as a share of how much they differ at all: ``(V, N, C)``.
-
-    The standard deviation over the volumes at the same place, by that over everything: 1 for tokens without memory of
-    their place, 0 where every scan looks alike, which is how the first bundled model failed (MODEL_CARD).
-
-    Raises:
-        ValueError: There are fewer than two volumes.
-    """
-    moments = Moments()
-    moments.add(tokens)
-    return moments.spread()
-
-
 class Moments:
     """Sums of tokens and of their squares, in double precision: all that the spread needs, of any number of volumes."""
 
@@ -46,7 +32,10 @@ class Moments:
         return whole
 
     def spread(self) -> float:
-        """What `token_spread` says.
+        """How much tokens differ between volumes, as a share of how much they differ at all.
+
+        The standard deviation over the volumes at the same place, by that over everything: 1 for tokens without memory
+        of their place, 0 where every scan looks alike, which is how the first bundled model failed.
 
         Raises:
             ValueError: There are fewer than two volumes.

@@ -14,7 +14,7 @@ from data_prep.volume import BadScan, Volume
 from data_prep.write import write_volume
 from m3d.inference.checkpoints import resolve
 from m3d.inference.scan import _written
-from m3d.models.numbers import number_reader
+from m3d.models.box_head import number_reader
 from m3d.models.processing import encode_exchange
 
 GRID = (8, 16, 24)

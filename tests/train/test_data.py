@@ -159,8 +159,10 @@ def test_epochs_end_with_a_whole_step(epochs, length):
     """A last step that began again at the first item would simulate two kinds of prompts, and ranks part."""
     data = VolumeDataset(named(10), Names(), epochs=epochs, chunk=4)
     assert len(data) == length
-    assert {data[index][0] for index in range(10)} == {data[index][0] for index in range(10)}
-    assert data[length - 1]
+    assert len({data[index][0] for index in range(10)}) == 10
+    assert data[length - 1] != data[0]  # the next of an endless row, not the first again
+    with pytest.raises(IndexError):
+        data[length]
 
 
 # -- reading

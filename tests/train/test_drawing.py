@@ -12,7 +12,7 @@ from m3d.recipes.handover import load_model, save_model
 from m3d.tasks.wordings import Phrases
 from m3d.train.drawing import DrawByPrompts, MaskCollator, NameVectors, language_vectors
 from m3d.train.objective import KINDS, LossWeights
-from m3d.train.spread import Moments, token_spread
+from m3d.train.spread import Moments
 from m3d.train.views import Drawn
 from segvol_head import bce_loss, dice_loss
 
@@ -171,6 +171,12 @@ def test_the_whole_model_goes_on_drawing_as_segvol_learned_to(segvol, model, pro
     assert {name for name in whole.state_dict() if name.startswith("seg_head.")} == {
         name for name in segvol.state_dict() if name.startswith("seg_head.")
     }
+
+
+def token_spread(tokens: torch.Tensor) -> float:
+    moments = Moments()
+    moments.add(tokens)
+    return moments.spread()
 
 
 def test_spread_of_tokens_by_hand():

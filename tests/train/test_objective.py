@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from m3d.models.numbers import number_reader
+from m3d.models.box_head import number_reader
 from m3d.train.objective import KINDS, LossWeights, TalkAndDraw, balanced_bce, correct, pick, simulate_prompts
 from segvol_head import Prompts
 

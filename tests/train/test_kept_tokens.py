@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from m3d.train.album import Album, refuse_large, still
+from m3d.train.kept_tokens import KeptTokens, refuse_large, still
 
 
 class Tower(nn.Module):
@@ -22,7 +22,7 @@ class Tower(nn.Module):
 
 
 def test_each_picture_is_looked_at_once_and_alone():
-    tower, album = Tower(), Album()
+    tower, album = Tower(), KeptTokens()
     volumes = torch.arange(24.0).reshape(3, 1, 2, 2, 2)
     first = album(tower, volumes, ["a/0", "b/0", "a/1"])
     assert torch.equal(first, tower(volumes))  # whole numbers this small are exact in bfloat16

@@ -13,7 +13,7 @@ GIB = 2**30
 BYTES = 2  # a number of bfloat16
 
 
-class Album:
+class KeptTokens:
     """Tokens by the picture's name, in bfloat16 and the CPU's memory."""
 
     def __init__(self) -> None:
