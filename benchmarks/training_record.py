@@ -4,7 +4,8 @@
 
 It reads the manifests, ``losses.jsonl`` and ``evaluations.jsonl`` of the chain's outputs and trains nothing. Losses are
 means over twentieths of a stage; wall time is that of all steps, what else the machine did meanwhile included. Writes
-``benchmarks/results/training_NAME.json``, NAME being that of the merged model, and ``docs/learning_NAME.png``.
+``benchmarks/results/training_NAME.json``, NAME being that of the merged model, and ``docs/learning_NAME.png``. A stage
+whose output is no longer there keeps its row of that file, with the commit that trained it.
 """
 
 import argparse
@@ -64,6 +65,21 @@ def stage_of(name: str, link: Any) -> dict[str, Any]:
     return found | {"curve": curve(losses), "evaluations": evaluations}
 
 
+def stages_of(links: Sequence[tuple[str, Any]], earlier: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A row for every trained stage; that of an ``earlier`` record where its output is gone.
+
+    Raises:
+        FileNotFoundError: A stage is not done and has no row.
+    """
+    kept = {row["name"]: row for row in earlier}
+    rows = []
+    for name, link in links:
+        output = Path(link.output)
+        gone = not output.is_dir() and output.name in kept
+        rows.append(kept[output.name] if gone else stage_of(name, link))
+    return rows
+
+
 def picture(stages: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Losses of every stage: lines for training, points for the patients and phantoms that it did not learn from."""
     mpl.use("Agg")
@@ -91,9 +107,12 @@ def main() -> None:
     given = parser.parse_args()
     links = list(load(load_config(Config, given.chain, given.overrides)))
     merged = next(Path(link.output).name for name, link in links if name == "merge")
-    stages = [stage_of(name, link) for name, link in links if name not in ("merge", "take_words", "pretrain_clip")]
+    path = RESULTS / f"training_{merged}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else []
+    trained = [(name, link) for name, link in links if name not in ("merge", "take_words", "pretrain_clip")]
+    stages = stages_of(trained, earlier)
     result = {"model": merged, "command": f"m3d train {given.chain} root=PATH", **machine_facts(), "stages": stages}
-    with atomic_path(RESULTS / f"training_{merged}.json") as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     picture(stages, HOME / "docs" / f"learning_{merged}.png")
     for stage in stages:

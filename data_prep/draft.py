@@ -12,7 +12,17 @@ from typing import Any
 
 from data_prep.boxes import Box
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "Measured"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measure (`data_prep.derived.measures`), the structures that it was taken of, and what it gave."""
+
+    measure: str
+    names: tuple[str, ...]
+    value: float
+    unit: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +31,9 @@ class Draft:
 
     ``boxes`` and ``masks`` hold names of the case's structures, whose geometry is taken from the prepared labels; a box
     of its own is a `Box` in the scan's voxel frame. None means that there is no such target, an empty tuple that what
-    was asked for is certainly absent. ``dataset`` is given where it is not the scan's: questions written about the
-    scans of another data set. ``meta["derivation"]`` says how a derived truth was made.
+    was asked for is certainly absent. ``evidence`` is what was measured to know the answer. ``dataset`` is given where
+    it is not the scan's: questions written about the scans of another data set. ``meta["derivation"]`` says how a
+    derived truth was made.
     """
 
     task: str
@@ -37,6 +48,7 @@ class Draft:
     value: float | None = None
     quantity: str | None = None
     unit: str | None = None
+    evidence: tuple[Measured, ...] | None = None
     boxes: tuple[str | Box, ...] | None = None
     masks: tuple[str, ...] | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)

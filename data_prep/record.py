@@ -239,6 +239,15 @@ class Labels(_Part):
         return self
 
 
+class Evidence(_Part):
+    """What was measured to know an answer (`data_prep.derived.measures`); a measure of the scan has no names."""
+
+    measure: Words
+    names: tuple[Words, ...] = ()
+    value: float
+    unit: Words
+
+
 class Target(_Part):
     """What is true. None means that it is not given; an empty ``boxes`` or ``masks``, that there certainly is none."""
 
@@ -251,6 +260,7 @@ class Target(_Part):
     value: float | None = None
     quantity: Words | None = None
     unit: Words | None = None
+    evidence: Annotated[tuple[Evidence, ...], Field(min_length=1)] | None = None
     boxes: tuple[BoxTruth, ...] | None = None
     points: tuple[PointTruth, ...] | None = None
     polygons: tuple[PolygonTruth, ...] | None = None

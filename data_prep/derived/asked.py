@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from data_prep.derived.measures import Asked
 from data_prep.derived.scene import Scene
 from data_prep.derived.wording import choice_of, measured, ranges
 
@@ -22,7 +23,8 @@ MOST = 4  # of one family in one scan, so that a scan of a hundred structures do
 class Question:
     """``subtask`` is the family; ``text`` names whatever the options name, so that it can be asked openly too.
 
-    Who is asked openly cannot know the ranges: there the answer is the value, where there is one.
+    Who is asked openly cannot know the ranges: there the answer is the value, where there is one. ``evidence`` is what
+    to measure to know it.
     """
 
     subtask: str
@@ -32,6 +34,7 @@ class Question:
     value: float | None = None
     quantity: str | None = None
     unit: str | None = None
+    evidence: tuple[Asked, ...] = ()
 
     @property
     def answer(self) -> str:
@@ -44,14 +47,31 @@ class Question:
 Family: TypeAlias = Callable[[Scene, random.Random], Iterator[Question]]
 
 
-def named(subtask: str, text: str, names: Sequence[str], answer: str, rng: random.Random) -> Question:
+def named(
+    subtask: str,
+    text: str,
+    names: Sequence[str],
+    answer: str,
+    rng: random.Random,
+    evidence: Sequence[Asked] = (),
+) -> Question:
     """Names to choose from, in an order that says nothing."""
     options = list(names)
     rng.shuffle(options)
-    return Question(subtask=subtask, text=text, options=tuple(options), choice=options.index(answer))
+    chosen = options.index(answer)
+    return Question(subtask=subtask, text=text, options=tuple(options), choice=chosen, evidence=tuple(evidence))
 
 
-def ranged(subtask: str, text: str, value: float, bounds: Sequence[float], *, quantity: str, unit: str) -> Question:
+def ranged(
+    subtask: str,
+    text: str,
+    value: float,
+    bounds: Sequence[float],
+    *,
+    quantity: str,
+    unit: str,
+    evidence: Asked,
+) -> Question:
     """Ranges to choose from, in their own order; the value itself goes along."""
     return Question(
         subtask=subtask,
@@ -61,6 +81,7 @@ def ranged(subtask: str, text: str, value: float, bounds: Sequence[float], *, qu
         value=round(value, 2),
         quantity=quantity,
         unit=unit,
+        evidence=(evidence,),
     )
 
 

@@ -17,6 +17,7 @@ from data_prep.derived import questions_place as place
 from data_prep.derived import questions_scan as scan
 from data_prep.derived import questions_size as size
 from data_prep.derived.asked import Family, Question
+from data_prep.derived.measures import evidence_of
 from data_prep.derived.scene import Pose, Scene, draft
 from data_prep.draft import Draft
 
@@ -66,6 +67,7 @@ def question_drafts(scene: Scene, rng: random.Random) -> Iterator[Draft]:
     for one, pose in _posed(scene, rng):
         slots = {"question": one.text}
         measured: dict[str, Any] = {"value": one.value, "quantity": one.quantity, "unit": one.unit}
+        measured["evidence"] = evidence_of(scene, one.evidence)
         yield draft(
             "vqa.closed",
             pose=pose,

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from data_prep.boxes import Box
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged, yes_or_no
+from data_prep.derived.measures import OFFSETS
 from data_prep.derived.places import distance_mm, offset_mm
 from data_prep.derived.scene import Scene, some
 from data_prep.derived.wording import among, form
@@ -43,9 +44,8 @@ def _counterparts(scene: Scene, rng: random.Random, family: str, axis: int, how:
     for noun, names in some(open_, rng, MOST):
         offset = offset_mm(scene.known[names[0]], scene.known[names[1]])
         if offset is not None and abs(offset[axis]) >= NOTABLE_MM:
-            yield named(
-                family, f"Which {noun} {form(noun, 'lies', 'lie')} {how}?", names, names[int(offset[axis] < 0)], rng
-            )
+            text, answer = f"Which {noun} {form(noun, 'lies', 'lie')} {how}?", names[int(offset[axis] < 0)]
+            yield named(family, text, names, answer, rng, [(OFFSETS[axis], names)])
 
 
 def sideways(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -60,7 +60,7 @@ def sideways(scene: Scene, rng: random.Random) -> Iterator[Question]:
         answer = pair[int((right_mm > 0) != (asked == "right"))]
         names = rng.sample(pair, 2)
         text = f"Which has its centre further to the patient's {asked}, {among(names)}?"
-        yield named("sideways", text, names, answer, rng)
+        yield named("sideways", text, names, answer, rng, [(OFFSETS[0], tuple(names))])
 
 
 def _both_in_the_middle(scene: Scene, first: str, second: str) -> bool:
@@ -84,7 +84,7 @@ def closer(scene: Scene, rng: random.Random) -> Iterator[Question]:
             found.append((noun, names, middle, names[int(right < left)]))
     for noun, names, middle, answer in some(found, rng, MOST):
         text = f"Which {noun} {form(noun, 'lies', 'lie')} closer to the {middle}?"
-        yield named("closer", text, names, answer, rng)
+        yield named("closer", text, names, answer, rng, [("distance", (name, middle)) for name in names])
 
 
 def distance(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -98,7 +98,8 @@ def distance(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for (first, second), bounds, apart in some(found, rng, MOST):
         text = f"How far apart are the centres of the {first} and the {second}?"
         quantity = f"distance between {first} and {second}"
-        yield ranged("distance", text, apart, bounds, quantity=quantity, unit="mm")
+        evidence = "distance", (first, second)
+        yield ranged("distance", text, apart, bounds, quantity=quantity, unit="mm", evidence=evidence)
 
 
 def height(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -109,7 +110,8 @@ def height(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for name in [*some(measured, rng, MOST), *some(others, rng, MOST // 2)]:
         text = f"How far below the top of the scan is the centre of the {name}, in percent of the scan's length?"
         bounds = quarters.HEIGHT_PERCENT.get(name, quarters.THIRDS)
-        yield ranged("height", text, at[name], bounds, quantity=f"height of the {name}", unit="%")
+        quantity, evidence = f"height of the {name}", ("below the top", (name,))
+        yield ranged("height", text, at[name], bounds, quantity=quantity, unit="%", evidence=evidence)
 
 
 def side(scene: Scene, rng: random.Random) -> Iterator[Question]:

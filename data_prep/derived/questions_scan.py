@@ -26,7 +26,9 @@ def length(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """How long the scan is."""
     if scene.length_mm is not None:
         text = "How long is the scan from top to bottom?"
-        yield ranged("length", text, scene.length_mm, quarters.LENGTH_MM, quantity="length of the scan", unit="mm")
+        yield ranged("length", text, scene.length_mm, quarters.LENGTH_MM, quantity="length of the scan", unit="mm",
+            evidence=("scan length", ()),
+        )  # fmt: skip
 
 
 def cut(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -89,7 +91,8 @@ def density(scene: Scene, rng: random.Random) -> Iterator[Question]:
     known = {name: fact.mean_hu for name, fact in scene.whole.items() if fact.mean_hu is not None}
     for name in some([name for name in known if name in quarters.MEAN_HU], rng, MOST):
         text, quantity = f"How dense {form(name, 'is', 'are')} the {name} on average, in HU?", f"mean HU of the {name}"
-        yield ranged("density", text, known[name], quarters.MEAN_HU[name], quantity=quantity, unit="HU")
+        bounds, evidence = quarters.MEAN_HU[name], ("density", (name,))
+        yield ranged("density", text, known[name], bounds, quantity=quantity, unit="HU", evidence=evidence)
 
 
 def denser(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -107,4 +110,5 @@ def denser(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for pair in some(found, rng, MOST):
         names = rng.sample(pair, 2)
         answer = max(pair, key=lambda name: known[name])
-        yield named("denser", f"Which is denser on average, in HU, {among(names)}?", names, answer, rng)
+        text, evidence = f"Which is denser on average, in HU, {among(names)}?", [("density", (name,)) for name in names]
+        yield named("denser", text, names, answer, rng, evidence)

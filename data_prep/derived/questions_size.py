@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged
+from data_prep.derived.measures import EXTENTS, Asked
 from data_prep.derived.scene import LARGER_BY, Scene, some
 from data_prep.derived.wording import among, form, plural
 
@@ -30,7 +31,8 @@ def larger(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for noun, names in some(open_, rng, MOST):
         answer = scene.larger(*names)
         if answer:
-            yield named("larger", f"Which {noun} {form(noun, 'is', 'are')} larger?", names, answer, rng)
+            text, evidence = f"Which {noun} {form(noun, 'is', 'are')} larger?", _each("volume", names)
+            yield named("larger", text, names, answer, rng, evidence)
 
 
 def comparison(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -40,7 +42,7 @@ def comparison(scene: Scene, rng: random.Random) -> Iterator[Question]:
         answer = scene.larger(*pair)
         assert answer
         names = rng.sample(pair, 2)
-        yield named("comparison", f"Which is larger, {among(names)}?", names, answer, rng)
+        yield named("comparison", f"Which is larger, {among(names)}?", names, answer, rng, _each("volume", names))
 
 
 def _comparable(scene: Scene, first: str, second: str) -> bool:
@@ -66,7 +68,7 @@ def extreme(scene: Scene, rng: random.Random) -> Iterator[Question]:
         fours = [pool[start : start + 4] for start in range(len(pool) - 3)]
         for four in some([four for four in fours if _stands_out(scene, four)], rng, MOST // 2):
             names = rng.sample(four, 4)
-            yield named(which, f"Which is the {which}: {among(names)}?", names, four[0], rng)
+            yield named(which, f"Which is the {which}: {among(names)}?", names, four[0], rng, _each("volume", names))
 
 
 def _stands_out(scene: Scene, four: list[str]) -> bool:
@@ -82,7 +84,8 @@ def volume(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for name, bounds in quarters.VOLUME_ML.items():
         if name in known:
             text, quantity = f"How large {form(name, 'is', 'are')} the {name}?", f"volume of the {name}"
-            yield ranged("volume", text, known[name], bounds, quantity=quantity, unit="mL")
+            evidence = "volume", (name,)
+            yield ranged("volume", text, known[name], bounds, quantity=quantity, unit="mL", evidence=evidence)
 
 
 def extent(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -93,7 +96,8 @@ def extent(scene: Scene, rng: random.Random) -> Iterator[Question]:
         size, bounds = known[name], quarters.EXTENT_MM[name][axis]
         text = f"How {_HOW[axis]} {form(name, 'is', 'are')} the {name} from {_ALONG[axis]}?"
         quantity = f"extent of the {name}, {_ALONG[axis]}"
-        yield ranged("extent", text, size[axis], bounds, quantity=quantity, unit="mm")
+        evidence = EXTENTS[axis], (name,)
+        yield ranged("extent", text, size[axis], bounds, quantity=quantity, unit="mm", evidence=evidence)
 
 
 def longest(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -106,7 +110,7 @@ def longest(scene: Scene, rng: random.Random) -> Iterator[Question]:
                 found.append((name, fact.extent_mm.index(first)))
     for name, axis in some(found, rng, MOST):
         text = f"In which direction {form(name, 'does', 'do')} the {name} extend furthest?"
-        yield named("longest", text, _ALONG, _ALONG[axis], rng)
+        yield named("longest", text, _ALONG, _ALONG[axis], rng, [(extent, (name,)) for extent in EXTENTS])
 
 
 def asymmetry(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -115,5 +119,11 @@ def asymmetry(scene: Scene, rng: random.Random) -> Iterator[Question]:
         if noun in scene.pairs:
             small, large = sorted(scene.known[name].voxels for name in scene.pairs[noun])
             text = f"By how many percent of the larger one do the {plural(noun)} differ in volume?"
-            percent = 100 * (large - small) / large
-            yield ranged("asymmetry", text, percent, bounds, quantity=f"asymmetry of the {plural(noun)}", unit="%")
+            percent, quantity = 100 * (large - small) / large, f"asymmetry of the {plural(noun)}"
+            evidence = "difference", scene.pairs[noun]
+            yield ranged("asymmetry", text, percent, bounds, quantity=quantity, unit="%", evidence=evidence)
+
+
+def _each(measure: str, names: Sequence[str]) -> list[Asked]:
+    """One measure of several structures."""
+    return [(measure, (name,)) for name in names]

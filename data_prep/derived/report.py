@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_prep.derived import quarters
+from data_prep.derived.measures import Asked, evidence_of
 from data_prep.derived.places import offset_mm
 from data_prep.derived.scene import Pose, Scene, draft, pose_of
 from data_prep.derived.wording import form, is_plural, listed, millilitres, tens, towards
@@ -41,7 +42,9 @@ def report_drafts(scene: Scene) -> Iterator[Draft]:
         *_compared(scene),
         *((text, _FIXED) for text in _off_centre(scene)),
     ]
-    yield draft("report", pose=pose_of(pose for _, pose in said), text=" ".join(text for text, _ in said))
+    evidence = evidence_of(scene, _evidence(scene))
+    text = " ".join(text for text, _ in said)
+    yield draft("report", pose=pose_of(pose for _, pose in said), text=text, evidence=evidence)
 
 
 def titled(scene: Scene) -> str:
@@ -56,15 +59,29 @@ def _headline(scene: Scene) -> Said:
     return f"{titled(scene)}, {tens(scene.length_mm)} mm from top to bottom.", _FIXED
 
 
+def _evidence(scene: Scene) -> Iterator[Asked]:
+    """All that its sentences rest on, also where a measure turned out too small for a sentence."""
+    if scene.length_mm is not None:
+        yield "scan length", ()
+    yield from (("volume", (name,)) for name in _sizes(scene))
+    for names in _uneven(scene):
+        yield from ((how, names) for how in ("difference", "higher by", "further forward by"))
+    sideways = [pair for pair in quarters.SIDEWAYS if set(pair) <= set(scene.whole)]
+    yield from (("further right by", pair) for pair in sideways)
+
+
 def _volumes(scene: Scene) -> Iterator[str]:
-    """Those of the usual structures; in other regions of the largest ones."""
+    for name, size in _sizes(scene).items():
+        yield f"The {name} {form(name, 'measures', 'measure')} {millilitres(size)}."
+
+
+def _sizes(scene: Scene) -> dict[str, float]:
+    """The volumes of the usual structures; in other regions of the largest ones."""
     sizes = {name: fact.volume_ml for name, fact in scene.whole.items() if fact.volume_ml is not None}
     names = set(quarters.REPORTED)
     if not _usual(scene):
         names = set(sorted(sizes, key=lambda name: sizes[name], reverse=True)[:MOST_VOLUMES])
-    for name, size in sizes.items():
-        if name in names:
-            yield f"The {name} {form(name, 'measures', 'measure')} {millilitres(size)}."
+    return {name: size for name, size in sizes.items() if name in names}
 
 
 def _cut(scene: Scene) -> Iterator[str]:

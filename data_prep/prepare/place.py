@@ -15,7 +15,7 @@ from scipy.ndimage import find_objects
 
 from data_prep.boxes import Box
 from data_prep.draft import Draft
-from data_prep.record import BoxTruth, MaskTruth, Origin, Prompt, Record, Target
+from data_prep.record import BoxTruth, Evidence, MaskTruth, Origin, Prompt, Record, Target
 from data_prep.store import StoredImage
 
 __all__ = ["NotOnGrid", "boxes_of_labels", "to_record", "to_records"]
@@ -72,6 +72,7 @@ def to_record(draft: Draft, identity: str, image: StoredImage, boxes: Mapping[st
         value=draft.value,
         quantity=draft.quantity,
         unit=draft.unit,
+        evidence=None if draft.evidence is None else tuple(Evidence(**vars(one)) for one in draft.evidence),
         boxes=None if draft.boxes is None else tuple(_box(box, image, boxes) for box in draft.boxes),
         masks=None if draft.masks is None else tuple(_mask(name, image, boxes) for name in draft.masks),
     )

@@ -4,7 +4,9 @@ import argparse
 
 from m3d.cli.common import add_scan_options, deliver, open_scan
 
-DESCRIPTION = "Ask a question about a scan. Boxes and masks that the answer speaks of come with it; --out keeps them."
+DESCRIPTION = """\
+Ask a question about a scan. Boxes and masks that the answer speaks of come with it, and so do the masks that a model
+measured to know it; --out keeps them."""
 EPILOG = """\
 examples:
   m3d ask ct.nii.gz "Is the mandible visible?"

@@ -175,9 +175,11 @@ def deliver(arguments: argparse.Namespace, result: Result) -> int:
 
 
 def spoken(result: Result) -> Iterator[str]:
-    """A result in words: its text, then each mask and box."""
+    """A result in words: its text, what it rests on, then each mask and box."""
     if result.text:
         yield result.text
+    if result.measured:
+        yield f"measured on the masks it drew: {'; '.join(map(str, result.measured))}"
     for mask in result.masks:
         yield f"{mask.name}: {mask.volume_ml:.1f} mL, score {mask.score:.2f}"
     for box in result.boxes:

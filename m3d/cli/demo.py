@@ -303,4 +303,5 @@ def _words(step: Step) -> str:
         box = step.result.boxes[0]
         lo, hi = (", ".join(f"{side:.0f}" for side in corner) for corner in (box.voxel.lo, box.voxel.hi))
         return f"voxels ({lo}) to ({hi}), {' x '.join(f'{side:.0f}' for side in box.mm.sides)} mm"
-    return printable(step.result.text)
+    rests_on = step.folder == "answer" and step.result.measured
+    return printable(step.result.text + (f" ({'; '.join(map(str, step.result.measured))})" if rests_on else ""))

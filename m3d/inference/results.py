@@ -26,8 +26,19 @@ from data_prep.boxes import Box
 from data_prep.volume import Volume
 from data_prep.write import write_mask
 from m3d.inference.planes import NOTICE, Finding
+from m3d.tasks.evidence import value_words
 
-__all__ = ["RESULT_NAME", "FoundBox", "FoundMask", "Result", "describe_scan", "slug", "staged", "write_json"]
+__all__ = [
+    "RESULT_NAME",
+    "FoundBox",
+    "FoundMask",
+    "FoundMeasure",
+    "Result",
+    "describe_scan",
+    "slug",
+    "staged",
+    "write_json",
+]
 
 SCHEMA = "m3d.result/1"
 RESULT_NAME = "result.json"
@@ -57,9 +68,28 @@ class FoundMask:
     volume_ml: float
 
 
+@dataclass(frozen=True)
+class FoundMeasure:
+    """What an answer rests on: ``measure`` of masks that the model drew, None where they show nothing, in ``unit``."""
+
+    measure: str
+    names: tuple[str, ...]
+    value: float | None
+    unit: str
+
+    def __str__(self) -> str:
+        of = f" of {' and '.join(self.names)}" if self.names else ""
+        return f"{self.measure}{of}: {value_words(self.value, self.unit)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        value = None if self.value is None else round(self.value, 4)
+        return {"measure": self.measure, "names": list(self.names), "value": value, "unit": self.unit}
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One answer about one scan."""
+    """One answer about one scan; ``measured`` is what it rests on, of masks that are among ``masks``."""
 
     task: str
     prompt: str
@@ -72,6 +102,7 @@ class Result:
     preprocess: dict[str, Any] = field(repr=False)
     warnings: tuple[str, ...]
     seconds: float
+    measured: tuple[FoundMeasure, ...] = ()
 
     def __post_init__(self) -> None:
         for mask in self.masks:
@@ -101,6 +132,7 @@ class Result:
             "task": self.task,
             "prompt": self.prompt,
             "text": self.text,
+            "measured": [one.to_dict() for one in self.measured],
             "boxes": [box.to_dict() for box in self.boxes],
             "masks": [
                 {

@@ -3,7 +3,6 @@
 # M = masks, E = language width, (D, H, W) = the prepared grid
 
 import copy
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,21 +14,25 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import StoppingCriteriaList
 
 from data_prep.boxes import Box, to_mm, to_voxel
+from data_prep.derived.measures import MEASURES
 from data_prep.preprocess import Prepared
 from data_prep.volume import Volume
-from m3d.inference.results import FoundBox, FoundMask, Result
+from m3d.inference.measuring import AsksToMeasure, measured_on, plain_words
+from m3d.inference.results import FoundBox, FoundMask, FoundMeasure, Result
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
 from m3d.models.box_head import read_boxes
 from m3d.models.processing import BOX_END, BOX_START, IGNORED, encode_exchange
 from m3d.models.seg_token import find_seg_tokens
 from m3d.tasks.base import Phrases
 from m3d.tasks.codecs import Frac3
+from m3d.tasks.evidence import Asking, answer_of, asking, value_words
 from m3d.tasks.segmentation import named_masks, names_before
 from segvol_head import Prompts
 
-MAX_NEW_TOKENS = 192
+MAX_NEW_TOKENS = 512
 Point = tuple[tuple[float, float, float], int]
 
 
@@ -41,11 +44,14 @@ class NoMask(ValueError):
 class Spoken:
     """An answer: its words, and for each ``[SEG]`` in them what it tells the mask head, ``(M, C)``.
 
-    Where the model has a box head, the digits of boxes are written from it.
+    Where the model has a box head, the digits of boxes are written from it. ``measured`` and ``masks`` are the evidence
+    that it gave first, which is not among its words.
     """
 
     text: str
     prompts: Tensor | None
+    measured: tuple[FoundMeasure, ...] = ()
+    masks: tuple[FoundMask, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +84,9 @@ class Scan:
         """The same scan with every voxel zero: what the model says without looking, for honest comparison."""
         pixels = torch.zeros(1, *self.prepared.shape)
         features, prefix = _encode(self.model, self.processor, pixels)
-        return replace(self, model_id=f"{self.model_id} (blind)", features=features, prefix=prefix)
+        nothing = replace(self.volume, array=np.zeros_like(self.volume.array))
+        prepared = replace(self.prepared, source=nothing)
+        return replace(self, model_id=f"{self.model_id} (blind)", prepared=prepared, features=features, prefix=prefix)
 
     @property
     def volume(self) -> Volume:
@@ -91,7 +99,7 @@ class Scan:
         return self.prepared.warnings
 
     def ask(self, question: str, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Result:
-        """Ask anything; boxes and masks that the answer speaks of come with it.
+        """Ask anything; boxes and masks that the answer speaks of come with it, and the measures that it rests on.
 
         Raises:
             ValueError: The question is empty.
@@ -169,6 +177,7 @@ class Scan:
         began = time.monotonic()
         spoken = self._speak(prompt, max_new_tokens)
         masks, notes = self._draw(named_masks(spoken.text), spoken.prompts, None)
+        masks = (*_one_each(spoken.masks), *masks)
         codec = Frac3()
         found = codec.decode(spoken.text)
         names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
@@ -176,43 +185,77 @@ class Scan:
         boxes = tuple(self._box(box, said) for box, said in zip(found, names, strict=False))
         if codec.counts["unparsed"]:
             notes = (*notes, f"{codec.counts['unparsed']} boxes of the answer could not be read")
-        return self._result(task, prompt, spoken.text, boxes, masks, notes, began)
+        return self._result(task, prompt, spoken.text, boxes, masks, notes, began, spoken.measured)
 
     @torch.inference_mode()
     def _speak(self, prompt: str, max_new_tokens: int) -> Spoken:
         model, tokenizer = self.model, self.processor.tokenizer
-        encoded = tokenizer(self.processor.write(prompt), return_tensors="pt")
-        ids = encoded["input_ids"].to(model.device)
-        sequence = model.generate(  # type: ignore[misc]
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=copy.deepcopy(self.prefix),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        answer = sequence[0, ids.shape[1] :].tolist()
-        text = _words(self.processor, answer)
-        draws = model.seg_head is not None and model.config.seg_token_id in answer
-        locates = model.box_head is not None and model.config.box_start_token_id in answer
-        if not draws and not locates:
-            return Spoken(text, None)
+        ids: Tensor = tokenizer(self.processor.write(prompt), return_tensors="pt")["input_ids"].to(model.device)
+        asked, sequence, past = ids.shape[1], ids, copy.deepcopy(self.prefix)
+        measured: list[FoundMeasure] = []
+        masks: list[FoundMask] = []
+        while True:
+            out: Any = model.generate(  # type: ignore[misc]
+                input_ids=sequence,
+                attention_mask=torch.ones_like(sequence),
+                past_key_values=past,
+                max_new_tokens=max_new_tokens - (sequence.shape[1] - asked),
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                stopping_criteria=StoppingCriteriaList([AsksToMeasure(tokenizer, asked)]),
+                return_dict_in_generate=True,
+            )
+            sequence, past = out.sequences, out.past_key_values
+            wanted = asking(plain_words(tokenizer, sequence[0, asked:].tolist()))
+            if wanted is None:
+                break
+            found, drawn = self._measure(wanted, sequence, asked)
+            measured.append(found)
+            masks += drawn
+            value = tokenizer(f" {value_words(found.value, found.unit)}", add_special_tokens=False)["input_ids"]
+            if sequence.shape[1] - asked + len(value) >= max_new_tokens:
+                break
+            sequence = torch.cat([sequence, sequence.new_tensor([value])], dim=1)
+        answer = sequence[0, asked:]
+        text, prompts = plain_words(tokenizer, answer.tolist()), None
+        boxed = model.box_head is not None and bool((answer == model.config.box_start_token_id).any())
+        if boxed or bool((answer == model.config.seg_token_id).any()):
+            states, said = self._states(sequence, asked)
+            prompts = self._prompts(states, said)
+            if boxed:
+                assert model.box_head is not None
+                text = _written(text, read_boxes(model.box_head, states[said == model.config.box_start_token_id]))
+        if measured:
+            evidence, text = answer_of(text)
+            left = None if prompts is None or not evidence else prompts[len(masks) :]
+            prompts = left if left is not None and len(left) else None  # evidence alone, or broken off: all is drawn
+        return Spoken(text, prompts, tuple(measured), tuple(masks))
+
+    def _states(self, sequence: Tensor, asked: int) -> tuple[Tensor, Tensor]:
+        """Last states behind the volume, ``(1, T, E)``, and the tokens there that are the model's own, else -1."""
         read = self.prefix.get_seq_length()
         rest = sequence[:, read:]
-        out = model(
-            input_ids=rest, past_key_values=copy.deepcopy(self.prefix), output_hidden_states=True, logits_to_keep=1
-        )
+        past = copy.deepcopy(self.prefix)
+        out = self.model(input_ids=rest, past_key_values=past, output_hidden_states=True, logits_to_keep=1)
         said = rest.clone()
-        said[:, : ids.shape[1] - read] = -1  # a [SEG] that the user typed draws nothing
-        states = out.hidden_states[-1]
-        if locates:
-            assert model.box_head is not None
-            text = _written(text, read_boxes(model.box_head, states[said == model.config.box_start_token_id]))
-        if not draws:
-            return Spoken(text, None)
-        where = find_seg_tokens(said, model.config.seg_token_id)
-        return Spoken(text, model.seg_prompts(states, where))
+        said[:, : asked - read] = -1  # a [SEG] that the user typed draws nothing
+        return out.hidden_states[-1], said
+
+    def _prompts(self, states: Tensor, said: Tensor) -> Tensor | None:
+        """What each ``[SEG]`` tells the mask head; None where there is none, or no head."""
+        where = find_seg_tokens(said, self.model.config.seg_token_id)
+        return self.model.seg_prompts(states, where) if len(where) and self.model.seg_head is not None else None
+
+    def _measure(self, wanted: Asking, sequence: Tensor, asked: int) -> tuple[FoundMeasure, tuple[FoundMask, ...]]:
+        """Draw the last masks that an unfinished answer names, and measure what it asks for of them."""
+        count, masks = len(wanted.names), tuple[FoundMask, ...]()
+        if count:
+            prompts = self._prompts(*self._states(sequence, asked))
+            masks, _ = self._draw(wanted.names, None if prompts is None else prompts[-count:], None)
+        seen = len(masks) == count
+        value = measured_on(self.volume, [mask.array for mask in masks], wanted) if seen else None
+        return FoundMeasure(wanted.measure, wanted.names, value, MEASURES[wanted.measure].unit), masks
 
     # -- drawing --------------------------------------------------------------------------------------------------
 
@@ -296,6 +339,7 @@ class Scan:
         masks: tuple[FoundMask, ...],
         notes: tuple[str, ...],
         began: float,
+        measured: tuple[FoundMeasure, ...] = (),
     ) -> Result:
         return Result(
             task=task,
@@ -309,6 +353,7 @@ class Scan:
             preprocess=self.processor.preprocess.to_dict(),
             warnings=(*self.warnings, *notes),
             seconds=time.monotonic() - began,
+            measured=measured,
         )
 
 
@@ -331,11 +376,9 @@ def _prefix_ids(model: M3DForConditionalGeneration, processor: M3DProcessor) -> 
     return prefix
 
 
-def _words(processor: M3DProcessor, answer: list[int]) -> str:
-    tokenizer = processor.tokenizer
-    silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    text = processor.batch_decode([[token for token in answer if token not in silent]])[0]
-    return re.sub(r"\s*\[SEG\]", " [SEG]", text).strip()  # the token took its space along
+def _one_each(masks: Sequence[FoundMask]) -> tuple[FoundMask, ...]:
+    """The first mask of each name: evidence may measure a structure more than once."""
+    return tuple({mask.name: mask for mask in reversed(masks)}[name] for name in dict.fromkeys(m.name for m in masks))
 
 
 def _written(text: str, boxes: Tensor) -> str:

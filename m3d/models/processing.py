@@ -45,14 +45,22 @@ def _id_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
     return found
 
 
-def encode_exchange(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """Token ids and labels of ``prompt answer EOS``; only the answer and EOS are learned.
+def encode_exchange(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, given: Sequence[tuple[int, int]] = ()
+) -> tuple[list[int], list[int]]:
+    """Token ids and labels of ``prompt answer EOS``; only the answer and EOS are learned, less what is ``given``.
 
-    Prompt and answer are tokenised together, as they will stand, and told apart by their character offsets.
+    Prompt and answer are tokenised together, as they will stand, and told apart by their character offsets; ``given``
+    are those of the answer that a tool writes.
     """
     encoded = tokenizer(f"{prompt} {answer}", return_offsets_mapping=True)
     ids: list[int] = list(encoded["input_ids"])
-    learned = [end > len(prompt) for _, end in encoded["offset_mapping"]]
+    begun = len(prompt) + 1
+    stretches = [(begun + first, begun + last) for first, last in given]
+    learned = [
+        end > len(prompt) and not any(first <= start and end <= last for first, last in stretches)
+        for start, end in encoded["offset_mapping"]
+    ]
     if ids[-1] == tokenizer.eos_token_id:  # a tokenizer that ends every text by itself
         learned[-1] = True
     else:

@@ -109,6 +109,8 @@ class ExchangesConfig(StoresConfig):
         window: Volumes within which those with rows of similar length are brought together.
         looks: In how many ways each volume is varied; 0 for anew at every visit. Where the tower stands still and
             nothing is drawn, it looks at each such picture once and its tokens stay in memory, 2 bytes a number.
+        measured: Share of the answers that draw and measure what they rest on first, where the record has evidence.
+        unseen: Share of these in which the masks show nothing, so that an answer does without values, too.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -121,10 +123,15 @@ class ExchangesConfig(StoresConfig):
     simulated: int = 0
     window: int = 0
     looks: int = 0
+    measured: float = 0.0
+    unseen: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse tasks that are none."""
+        """Refuse tasks that are none, and shares that cannot be."""
         super().__post_init__()
+        for name in ("measured", "unseen"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name}={getattr(self, name)} must be a share, from 0 to 1")
         check_tasks(self.weights, "data.weights")
 
 
@@ -252,6 +259,8 @@ def exchanges(config: TalkConfig, built: Built, augment: Augment | None) -> Exch
         whole_first=data.whole_first,
         most=data.most,
         looks=data.looks if augment is not None else 1,
+        measured=data.measured,
+        unseen=data.unseen,
     )
 
 

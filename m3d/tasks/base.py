@@ -22,12 +22,14 @@ __all__ = ["Phrases", "Rendered", "Task", "ask", "norm_boxes", "render", "slot",
 class Rendered:
     """One exchange in words; ``masks`` names what each ``[SEG]`` of the answer draws, in order.
 
-    ``prompt`` is empty where nothing is asked: the caption of a retrieval record.
+    ``prompt`` is empty where nothing is asked: the caption of a retrieval record. ``given`` are the stretches of the
+    answer that a tool writes, not the model, as places of characters: first, and one beyond the last.
     """
 
     prompt: str
     answer: str
     masks: tuple[str, ...] = ()
+    given: tuple[tuple[int, int], ...] = ()
 
 
 class Task(Protocol):

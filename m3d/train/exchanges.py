@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from data_prep.boxes import box_of_mask, to_norm
+from data_prep.derived.measures import MEASURES
 from data_prep.laterality import mirrored, strings_in
-from data_prep.record import MaskTruth, Record
+from data_prep.record import Evidence, MaskTruth, Record
 from m3d.models.processing import IGNORED
+from m3d.tasks.evidence import words_of
 from m3d.train.cases import Entry, TrainingCase
 
 
@@ -121,6 +123,8 @@ def place(record: Record, case: TrainingCase, labels: Tensor) -> Record | None:
         if _asks_by_name(record) and seen:
             return _asking_for(record, seen)  # what has left the picture is not asked for
         return record if len(seen) == len(record.target.masks) else None
+    if any(not case.mask(labels, name).any() for one in record.target.evidence or () for name in one.names):
+        return None
     if not record.target.boxes:
         return record
     boxes, labelled = [], set(case.image.names.values())
@@ -142,6 +146,7 @@ def spoken(records: Iterable[Record]) -> Iterator[str]:
         asked, true = record.prompt, record.target
         yield from strings_in([asked.text, asked.slots, true.text, true.options, true.quantity, true.unit])
         yield from (one.name for _, one in true.placed)
+        yield from words_of(true.evidence or ())
 
 
 def mirror(record: Record) -> Record:
@@ -149,6 +154,8 @@ def mirror(record: Record) -> Record:
     prompt, target = record.prompt, record.target
     asked = {"text": _mirrored(prompt.text), "slots": _mirrored(prompt.slots)}
     true: dict[str, Any] = {"text": _mirrored(target.text), "options": _mirrored(target.options)}
+    if target.evidence is not None:
+        true["evidence"] = tuple(map(_mirrored_evidence, target.evidence))
     for group in ("boxes", "masks"):
         some = getattr(target, group)
         renamed = [one.model_copy(update={"name": mirrored(one.name)}) for one in some or ()]
@@ -156,6 +163,11 @@ def mirror(record: Record) -> Record:
     return record.model_copy(
         update={"prompt": prompt.model_copy(update=asked), "target": target.model_copy(update=true)}
     )
+
+
+def _mirrored_evidence(one: Evidence) -> Evidence:
+    value = -one.value if one.measure in MEASURES and MEASURES[one.measure].flips else one.value
+    return one.model_copy(update={"names": _mirrored(one.names), "value": value})
 
 
 def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)

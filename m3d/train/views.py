@@ -22,6 +22,7 @@ from data_prep.record import Record
 from m3d.models.processing import BOX_START, SEG_TOKEN, M3DProcessor, encode_exchange
 from m3d.tasks import TASKS, check_tasks, render
 from m3d.tasks.codecs import BoxCodec
+from m3d.tasks.evidence import measure_first
 from m3d.train.augment import Augment, Augmented
 from m3d.train.cases import Arrays, TrainingCase, holds_in_one_pose, to_tensors
 from m3d.train.exchanges import Exchange, box_targets, choose, mirror, narrow, place, reorder, shorten, spoken
@@ -119,6 +120,8 @@ class Exchanges:
         whole_first: Begin with the record that asks for most masks, all at once.
         most: Masks that other segmentation exchanges ask for at most.
         looks: In how many ways each volume is varied; 0 for anew at every visit.
+        measured: Share of the answers that measure what they rest on first, where that is known.
+        unseen: Share of these whose values are not seen, so that an answer does without, too.
     """
 
     processor: M3DProcessor
@@ -131,6 +134,8 @@ class Exchanges:
     whole_first: bool = False
     most: int = 2
     looks: int = 0
+    measured: float = 0.0
+    unseen: float = 0.0
     warned: Counter[str] = field(default_factory=Counter, repr=False, compare=False, init=False)
 
     def __post_init__(self) -> None:
@@ -234,7 +239,10 @@ class Exchanges:
             lost["left the picture"] += 1
             return None
         said = render(TASKS, true, codec=self.codec, rng=look.rng)
-        ids, learned = encode_exchange(self.processor.tokenizer, self.processor.write(said.prompt), said.answer)
+        if true.target.evidence is not None and look.rng.random() < self.measured:
+            said = measure_first(said, true.target.evidence, seen=look.rng.random() >= self.unseen)
+        prompt = self.processor.write(said.prompt)
+        ids, learned = encode_exchange(self.processor.tokenizer, prompt, said.answer, said.given)
         short = shorten(ids, learned, self.max_length, self.seg_token_id)
         if short is None:
             self._warn("refused", record.id, len(ids), lost)

@@ -1,5 +1,7 @@
 """A checkpoint that was really taught a few sentences and one bright block: small, honest, made in seconds."""
 
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ LESSONS = {
     "Segment the banana.": "Here is the block [SEG].",
     "Segment the thing.": "Sure, it is [SEG].",
     "Draw both.": "Here is the block [SEG] and shadow [SEG].",
+    "How large is it?": "block [SEG] volume: 3.0 mL; block [SEG] width: 12 mm. Answer: large",
 }
 
 
@@ -50,12 +53,15 @@ def block_scan() -> Volume:
 
 
 def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
-    rows = [encode_exchange(processor.tokenizer, processor.write(p), a) for p, a in LESSONS.items()]
+    chance = random.Random(step)  # measures are what they are, and the answer the same
+    values = {"3.0": f"{chance.randint(1, 9)}.{chance.randint(0, 9)}", "12": str(chance.randint(2, 48))}
+    lessons = {p: re.sub("|".join(values), lambda found: values[found[0]], a) for p, a in LESSONS.items()}
+    rows = [encode_exchange(processor.tokenizer, processor.write(p), a) for p, a in lessons.items()]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in rows])
     labels = torch.tensor([learned + [IGNORED] * (length - len(learned)) for _, learned in rows])
-    masks = torch.zeros(5, 1, *GRID, dtype=torch.bool)
-    masks[:4, 0, 2:6, 4:12, 6:12] = True  # blocks; the shadow is empty
+    masks = torch.zeros(7, 1, *GRID, dtype=torch.bool)
+    masks[[0, 1, 2, 3, 5, 6], 0, 2:6, 4:12, 6:12] = True  # blocks; the shadow, the fifth, is empty
     return {
         "input_ids": ids,
         "attention_mask": (ids != 0).long(),
@@ -63,12 +69,12 @@ def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
         "pixel_values": processor.pixels(block_scan())[None],
         "volume_index": torch.zeros(len(rows), dtype=torch.long),
         "masks": masks,
-        "mask_volume": torch.zeros(5, dtype=torch.long),
+        "mask_volume": torch.zeros(7, dtype=torch.long),
         "prompted": torch.arange(3),
         "prompt_seeds": [step, step + 1000, step + 2000],
         "turn": step,
         "ids": list(LESSONS),
-        "counts": {"text": int((labels[:, 1:] != IGNORED).sum()), "masks": 5, "prompted": 3},
+        "counts": {"text": int((labels[:, 1:] != IGNORED).sum()), "masks": 7, "prompted": 3},
     }
 
 

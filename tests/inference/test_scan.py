@@ -1,5 +1,6 @@
 """Look once, ask often: words, boxes and masks on the scan's own grid, from a model that was really taught."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,6 +14,8 @@ from data_prep.boxes import Box
 from data_prep.volume import BadScan, Volume
 from data_prep.write import write_volume
 from m3d.inference.checkpoints import resolve
+from m3d.inference.measuring import plain_words
+from m3d.inference.results import FoundMeasure
 from m3d.inference.scan import _written
 from m3d.models.box_head import number_reader
 from m3d.models.processing import encode_exchange
@@ -138,6 +141,52 @@ def test_report_and_questions(scan):
     assert scan.ask("Write a report of this scan.").text == "A bright block."
     with pytest.raises(ValueError, match="question is empty"):
         scan.ask("  ")
+
+
+def test_an_answer_rests_on_what_was_measured_of_its_own_masks(scan, truth):
+    found = scan.ask("How large is it?")
+    assert found.text == "large"
+    (mask,) = found.masks  # drawn for both measures, told once
+    assert mask.name == "block" and dice(mask.array, truth) > 0.8
+    volume, width = found.measured
+    assert volume == FoundMeasure("volume", ("block",), pytest.approx(mask.volume_ml), "mL")
+    across = np.ptp(np.argwhere(mask.array)[:, 2]) + 1  # voxels of 2 mm along the patient's left
+    assert width == FoundMeasure("width", ("block",), pytest.approx(2 * across), "mm")
+    assert str(volume) == f"volume of block: {mask.volume_ml:.1f} mL"
+    written = found.to_dict()
+    assert [one["measure"] for one in written["measured"]] == ["volume", "width"]
+    assert [one["name"] for one in written["masks"]] == ["block"]
+
+
+def test_the_model_reads_the_values_that_were_measured(scan, monkeypatch):
+    """Its last call for states has them in place of those that it was taught."""
+    read = []
+    states = type(scan)._states
+    monkeypatch.setattr(type(scan), "_states", lambda self, ids, asked: (read.append(ids), states(self, ids, asked))[1])
+    found = scan.ask("How large is it?")
+    said = plain_words(scan.processor.tokenizer, read[-1][0].tolist())
+    volume = found.measured[0].value
+    assert f"block [SEG] volume: {volume:.1f} mL; block [SEG] width:" in said.replace("[SEG]volume", "[SEG] volume")
+
+
+def test_what_shows_nothing_is_not_measured(scan, monkeypatch):
+    draw = type(scan)._draw
+
+    def nothing(self, names, text, geometry):
+        masks, notes = draw(self, names, text, geometry)
+        return tuple(dataclasses.replace(mask, array=np.zeros_like(mask.array)) for mask in masks), notes
+
+    monkeypatch.setattr(type(scan), "_draw", nothing)
+    found = scan.ask("How large is it?")
+    assert [one.value for one in found.measured] == [None] * len(found.measured)
+    assert str(found.measured[0]) == "volume of block: not seen"
+
+
+def test_an_answer_that_measures_stays_within_its_tokens(scan):
+    tokenizer = scan.processor.tokenizer
+    for limit in range(1, 16):
+        found = scan.ask("How large is it?", max_new_tokens=limit)
+        assert len(tokenizer(found.text, add_special_tokens=False)["input_ids"]) <= limit
 
 
 def test_the_volume_is_encoded_once(model, monkeypatch):

@@ -227,9 +227,8 @@ def test_a_box_head_learns_and_is_handed_on(runs, phantom_store, tmp_path):
     """From alignment, which makes it, through instruction to the folder that is loaded."""
     given = stages(phantom_store, f"{runs}/")["align"]
     boxed = {"data": given["data"] | {"weights": {"rec.box3d": 1}}, "init": given["init"] | {"box_head": True}}
-    config = config_of(
-        "align", phantom_store, runs, output=str(tmp_path / "align"), loss={"dice": 0, "bce": 0, "prompted": 0, "boxes": 5}, **boxed
-    )  # fmt: skip
+    boxed["loss"] = {"dice": 0, "bce": 0, "prompted": 0, "boxes": 5}
+    config = config_of("align", phantom_store, runs, output=str(tmp_path / "align"), **boxed)
     align.main(config)
     assert all(row["boxes"] > 0 for row in rows(tmp_path / "align" / "losses.jsonl"))
     torch.manual_seed(config.seed)

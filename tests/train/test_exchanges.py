@@ -10,6 +10,7 @@ from data_prep.boxes import box_of_mask, to_norm
 from data_prep.phantoms import head_neck
 from data_prep.prepare import Job
 from data_prep.preprocess import Foreground, Preprocess, Window
+from data_prep.record import Evidence
 from m3d.models.processing import encode_exchange
 from m3d.train.augment import Augment
 from m3d.train.cases import Entry, prepare
@@ -156,6 +157,41 @@ def test_a_mirrored_picture_is_told_mirrored(case):
 
 
 # -- in tokens
+
+
+def test_evidence_is_told_of_the_mirrored_picture(case):
+    offset = {"measure": "further right by", "names": ("left parotid", "brainstem"), "value": -40.0, "unit": "mm"}
+    height = {"measure": "higher by", "names": ("left parotid", "right parotid"), "value": 5.0, "unit": "mm"}
+    record = next(one for one in case.records if one.task == "vqa.open")
+    evidence = tuple(Evidence(**one) for one in (offset, height))
+    record = record.model_copy(update={"target": record.target.model_copy(update={"evidence": evidence})})
+    other = mirror(record)
+    assert [(one.names, one.value) for one in other.target.evidence] == [
+        (("right parotid", "brainstem"), 40.0),
+        (("right parotid", "left parotid"), 5.0),
+    ]
+    assert mirror(other) == record
+    assert {"further right by", "left parotid", "brainstem"} <= set(spoken([record]))
+
+
+def test_what_rests_on_a_structure_that_left_the_picture_is_not_asked(case):
+    record = next(one for one in case.records if one.target.evidence and one.target.evidence[0].names == ("brainstem",))
+    labels = torch.from_numpy(case.labels).clone()
+    assert place(record, case, labels) is record
+    labels[case.mask(labels, "brainstem")[None].expand_as(labels)] = 0
+    assert place(record, case, labels) is None
+
+
+def test_given_words_are_not_learned(tokenizer_and_ids):
+    tokenizer, _ = tokenizer_and_ids
+    prompt, answer = "How large?", "liver [SEG] volume: 24 mL. Answer: 24 mL"
+    place = answer.index(" 24")
+    ids, plain = encode_exchange(tokenizer, prompt, answer)
+    same, labels = encode_exchange(tokenizer, prompt, answer, [(place, place + 6)])
+    assert same == ids
+    silent = [token for token, before, now in zip(ids, plain, labels, strict=True) if before != now]
+    assert tokenizer.decode(silent).strip() == "24 mL"
+    assert all(now == -100 for before, now in zip(plain, labels, strict=True) if before != now)
 
 
 def test_only_answers_are_learned(tokenizer_and_ids):

@@ -1,0 +1,81 @@
+"""Answers that measure first: what they say, what is given to them, and how they are read back."""
+
+import pytest
+
+from data_prep.record import Evidence
+from m3d.tasks.base import Rendered
+from m3d.tasks.evidence import Asking, answer_of, asking, measure_first, value_words
+from m3d.tasks.vqa import ClosedVQA
+
+LEFT = Evidence(measure="volume", names=("left parotid",), value=24.4, unit="mL")
+RIGHT = Evidence(measure="volume", names=("right parotid",), value=22.0, unit="mL")
+APART = Evidence(measure="distance", names=("left parotid", "right parotid"), value=117.6, unit="mm")
+LENGTH = Evidence(measure="scan length", value=321.0, unit="mm")
+SAID = Rendered("Which parotid is larger?", "A. left parotid")
+
+
+def test_the_evidence_stands_before_the_answer_and_its_values_are_given():
+    said = measure_first(SAID, [LEFT, RIGHT])
+    assert said.answer == (
+        "left parotid [SEG] volume: 24 mL; right parotid [SEG] volume: 22 mL. Answer: A. left parotid"
+    )
+    assert said.masks == ("left parotid", "right parotid")
+    assert [said.answer[first:last] for first, last in said.given] == [" 24 mL", " 22 mL"]
+
+
+def test_masks_of_the_answer_itself_come_after_those_of_the_evidence():
+    said = measure_first(Rendered("Draw it.", "Here is the mandible [SEG].", ("mandible",)), [LENGTH, APART])
+    assert said.answer == (
+        "scan length: 321 mm; left parotid [SEG], right parotid [SEG] distance: 118 mm. "
+        "Answer: Here is the mandible [SEG]."
+    )
+    assert said.masks == ("left parotid", "right parotid", "mandible")
+
+
+def test_where_nothing_is_seen_the_values_say_so():
+    said = measure_first(SAID, [LEFT], seen=False)
+    assert said.answer == "left parotid [SEG] volume: not seen. Answer: A. left parotid"
+    assert value_words(None, "mL") == "not seen" and value_words(-0.3, "%") == "0 percent"
+
+
+@pytest.mark.parametrize("evidence", [[LEFT], [LEFT, RIGHT], [LENGTH], [APART, LEFT], [LENGTH, APART, RIGHT]])
+def test_an_answer_asks_for_each_measure_at_its_place_and_nowhere_else(evidence):
+    said = measure_first(SAID, evidence)
+    places = [first for first, _ in said.given]
+    assert [asking(said.answer[:place]) for place in places] == [Asking(one.measure, one.names) for one in evidence]
+    others = set(range(len(said.answer) + 1)) - set(places)
+    assert not any(asking(said.answer[:place]) for place in others)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "left parotid volume:",  # without a mask
+        "left parotid [SEG] distance:",  # of one structure
+        "left parotid [SEG], right parotid [SEG] volume:",  # of two
+        "[SEG] volume:",  # of no name
+        "left parotid [SEG] weight:",
+        "left parotid [SEG] volume",
+        "left parotid [SEG] of the volume:",
+        "The volume:",
+        "",
+    ],
+)
+def test_what_cannot_be_measured_is_not_asked_for(text):
+    assert asking(text) is None
+
+
+def test_evidence_and_answer_are_told_apart():
+    said = measure_first(SAID, [LEFT, RIGHT])
+    assert answer_of(said.answer) == (
+        "left parotid [SEG] volume: 24 mL; right parotid [SEG] volume: 22 mL", "A. left parotid"
+    )  # fmt: skip
+    for text in ("A. left parotid", "The answer is A.", "Answer: A.", "It is so. Answer: A."):
+        assert answer_of(text) == ("", text)
+
+
+def test_a_closed_question_is_read_with_and_without_its_evidence():
+    said = measure_first(SAID, [LEFT, RIGHT])
+    options = ("left parotid", "right parotid")
+    assert ClosedVQA().parse(said.answer, None, options=options) == 0
+    assert ClosedVQA().parse(answer_of(said.answer)[1], None, options=options) == 0
