@@ -1,10 +1,12 @@
 """How well an M3D-CLIP finds each scan's text among others', and each text's scan, beside chance.
 
-    python benchmarks/retrieval_tiny.py --clip runs/tiny/clip/model STORE [STORE ...] [--split validation]
+    python benchmarks/retrieval_tiny.py --clip runs/tiny/clip/model STORE [STORE ...] [--among train]
 
 Every data set of every store is a pool of its own: in a mixed one, telling patients from phantoms would pass for
 finding a scan. Of n scans, chance finds 5/n within five, and no model can do better than n/5 times that: read R@5
-beside both. Ties count against the model. Intervals are of 95 %, from a bootstrap over scans. Writes
+beside both. Where a split is small, ``--among`` looks for its scans among those of another split as well, which are
+candidates and are not asked for (those of the training split have been learned from, as have their texts). Ties count
+against the model. Intervals are of 95 %, from a bootstrap over scans. Writes
 ``benchmarks/results/retrieval_tiny.json`` and prints the table.
 """
 
@@ -43,13 +45,17 @@ def measured(hits: npt.NDArray[np.float64], chance: float) -> dict[str, float | 
     return {"value": value, **interval(draws), "chance": chance, "times_chance": value / chance}
 
 
-def scores(similarity: Tensor) -> dict[str, Any]:
-    """R@k, MRR and ranks of both directions; text i is volume i's: ``(n, n)``, rows are volumes."""
+def scores(similarity: Tensor, asked: int | None = None) -> dict[str, Any]:
+    """R@k, MRR and ranks of both directions; text i is volume i's: ``(n, n)``, rows are volumes.
+
+    The first ``asked`` are looked for among all n.
+    """
     n = len(similarity)
+    asked = n if asked is None else asked
     harmonic = sum(1 / rank for rank in range(1, n + 1)) / n
-    found: dict[str, Any] = {"n": n}
+    found: dict[str, Any] = {"n": asked, "candidates": n}
     for way, rows in zip(WAYS, (similarity, similarity.T), strict=True):
-        ranks = partner_ranks(rows).double().numpy()
+        ranks = partner_ranks(rows[:asked]).double().numpy()
         found[way] = {f"R@{k}": measured((ranks <= k).astype(float), min(1.0, k / n)) for k in WITHIN}
         found[way] |= {"MRR": measured(1 / ranks, harmonic)}
         found[way] |= {"mean_rank": float(ranks.mean()), "median_rank": float(np.median(ranks))}
@@ -77,10 +83,12 @@ def pools_of(stores: Sequence[Path], split: str, task: str, pair: Pair) -> dict[
     return pools
 
 
-def examine(pair: Pair, cases: Sequence[TrainingCase], task: str) -> dict[str, Any]:
-    """Both directions over a pool."""
-    volumes, texts, moments = embed(pair.model, PairCollator(pair.tokenizer), cases, task)
-    return {**scores(volumes @ texts.T), "token_spread": moments.spread()}
+def examine(
+    pair: Pair, cases: Sequence[TrainingCase], task: str, others: Sequence[TrainingCase] = ()
+) -> dict[str, Any]:
+    """Both directions over a pool, and the ``others`` among which it is searched."""
+    volumes, texts, moments = embed(pair.model, PairCollator(pair.tokenizer), [*cases, *others], task)
+    return {**scores(volumes @ texts.T, len(cases)), "token_spread": moments.spread()}
 
 
 def table(pools: Mapping[str, Mapping[str, Any]]) -> str:
@@ -95,8 +103,8 @@ def table(pools: Mapping[str, Mapping[str, Any]]) -> str:
             row = found[way]
             cells = [f"{row[name]['value']:.2f} ({row[name]['low']:.2f} to {row[name]['high']:.2f})" for name in names]
             times = f"{row['R@5']['times_chance']:.1f} (at most {1 / row['R@5']['chance']:.1f})"
-            told = f"| {pool} | {found['n']} | {way.replace('_', ' ')} | {' | '.join(cells)} | {times} "
-            lines.append(f"{told}| {row['median_rank']:g} |")
+            told = f"| {pool} | {found['n']} of {found['candidates']} | {way.replace('_', ' ')} | {' | '.join(cells)} "
+            lines.append(f"{told}| {times} | {row['median_rank']:g} |")
     return "\n".join(lines)
 
 
@@ -108,6 +116,7 @@ def main() -> None:
     )
     parser.add_argument("--clip", type=Path, help="a folder of pretrain_clip")
     parser.add_argument("--split", default="validation")
+    parser.add_argument("--among", help="a split whose scans are candidates too, in pools of their own")
     parser.add_argument("--task", default="retrieval")
     parser.add_argument("--out", type=Path, default=RESULT)
     given = parser.parse_args()
@@ -118,7 +127,13 @@ def main() -> None:
     folder = model_folder(given.clip)
     pair = load_pair(folder)
     pools = pools_of(given.stores, given.split, given.task, pair)
-    found = {name: examine(pair, cases, given.task) for name, cases in tqdm(pools.items(), unit="pool")}
+    searched = {name: (cases, list[TrainingCase]()) for name, cases in pools.items()}
+    if given.among is not None:
+        more = pools_of(given.stores, given.among, given.task, pair)
+        searched |= {f"{name} among {given.among}": (pools[name], more[name]) for name in pools if name in more}
+    found = {
+        name: examine(pair, cases, given.task, others) for name, (cases, others) in tqdm(searched.items(), unit="pool")
+    }
     result = {
         "command": "python benchmarks/retrieval_tiny.py",
         "model": fingerprint(folder),

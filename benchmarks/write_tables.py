@@ -126,7 +126,7 @@ def retrieval_rows(found: Mapping[str, Any], width: int) -> list[list[str]]:
     for pool, scores in found["pools"].items():
         for way, words in WAYS.items():
             row = scores[way]["R@5"]
-            title = f"retrieval R@5, {words}, {pool} (chance {row['chance']:.2f})"
+            title = f"retrieval R@5, {words}, {pool}, {scores['candidates']} candidates (chance {row['chance']:.3f})"
             reached = target(row["times_chance"], TIMES_CHANCE, "{:g} x chance")
             rows.append([title, str(scores["n"]), cell(row), *[""] * (width - 4), reached])
     return rows
@@ -235,10 +235,10 @@ def retrieval() -> str:
     for pool, found in result["pools"].items():
         for way, words in WAYS.items():
             row = found[way]
-            cells = [f"{cell(row[name])}, chance {row[name]['chance']:.2f}" for name in names]
-            rows.append([pool, str(found["n"]), words, *cells, f"{row['median_rank']:g}"])
+            cells = [f"{cell(row[name])}, chance {row[name]['chance']:.3f}" for name in names]
+            rows.append([pool, f"{found['n']} of {found['candidates']}", words, *cells, f"{row['median_rank']:g}"])
     told = f"Each pool by itself, split {result['split']}, texts of `{result['task']}` (`{result['command']}`)."
-    return "\n".join([markdown(["pool", "n", "direction", *names, "median rank"], rows), "", told])
+    return "\n".join([markdown(["pool", "asked for", "direction", *names, "median rank"], rows), "", told])
 
 
 def parity() -> str:

@@ -32,6 +32,16 @@ def test_directions_are_told_apart():
     assert found["text_to_volume"]["R@1"]["value"] == 1.0
 
 
+def test_some_can_be_looked_for_among_all():
+    similarity = torch.tensor([[2.0, 3.0, 0.0], [0.0, 4.0, 0.0], [5.0, 0.0, 1.0]])
+    found = scores(similarity, 2)
+    assert (found["n"], found["candidates"]) == (2, 3)
+    assert found["volume_to_text"]["R@1"]["value"] == 0.5  # the first volume prefers the second text
+    assert found["volume_to_text"]["R@1"]["chance"] == pytest.approx(1 / 3)
+    assert found["text_to_volume"]["R@1"]["value"] == 0.5  # the first text prefers the third volume
+    assert found["text_to_volume"]["mean_rank"] == 1.5
+
+
 def test_small_pools_have_no_chance_above_one():
     assert scores(torch.eye(3))["volume_to_text"]["R@10"]["chance"] == 1.0
 
@@ -79,6 +89,6 @@ def test_pools_that_tell_nothing_are_refused(split, tmp_path):
 def test_the_table_has_both_directions_of_every_pool():
     lines = table({"openkbp": scores(torch.eye(20)), "phantoms": scores(torch.eye(10))}).splitlines()
     assert len(lines) == 2 + 4
-    assert lines[2].startswith("| openkbp | 20 | volume to text | 1.00 (1.00 to 1.00) |")
+    assert lines[2].startswith("| openkbp | 20 of 20 | volume to text | 1.00 (1.00 to 1.00) |")
     assert "4.0 (at most 4.0)" in lines[2]
     assert len({line.count("|") for line in lines}) == 1

@@ -23,6 +23,17 @@ def test_a_stage_that_is_not_done_is_named(tmp_path):
         training_record.stage_of("align", link)
 
 
+def test_a_stage_whose_output_is_gone_keeps_its_row_and_one_that_is_there_does_not(tmp_path):
+    links = [("align", type("Link", (), {"output": str(tmp_path / name)})()) for name in ("first", "second")]
+    earlier = [{"name": "first", "steps": 3}, {"name": "second", "steps": 4}]
+    assert training_record.stages_of(links, earlier) == earlier
+    with pytest.raises(FileNotFoundError, match="first: this stage is not done"):
+        training_record.stages_of(links, earlier[1:])
+    (tmp_path / "second").mkdir()
+    with pytest.raises(FileNotFoundError, match="second: this stage is not done"):
+        training_record.stages_of(links, earlier)
+
+
 def test_the_table_has_minutes_and_losses_before_and_after(tmp_path, monkeypatch):
     monkeypatch.setattr(write_tables, "RESULTS", tmp_path)
     judged = [{"step": 5, "loss": 2.0, "text": 1.25}, {"step": 10, "loss": 1.0, "text": 0.5}]
