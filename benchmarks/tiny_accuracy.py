@@ -52,9 +52,8 @@ TASKS: Mapping[str, tuple[str, ...]] = {  # what can be asked for, and the tasks
     "report": ("report",),
 }
 SIGHTS = ("seeing", "blind")
-SHORT, LONG = 48, 512  # tokens: of an answer, whose first words decide, and of a report
+SHORT, LONG = 160, 768  # tokens: of an answer with what it rests on, and of a report
 Key = tuple[str, str, str, str]
-Say = Callable[[str, int], str]
 
 
 # -- what is asked --------------------------------------------------------------------------------------------------
@@ -66,7 +65,7 @@ class Ask:
 
     task: str
     item: str
-    answer: Callable[[m3d.Scan, Say], dict[str, Any]]
+    answer: Callable[[m3d.Scan], dict[str, Any]]
 
 
 def asks(case: Case) -> Iterator[Ask]:
@@ -98,7 +97,7 @@ def questions(case: Case) -> Iterator[Ask]:
             yield Ask("vqa.closed", item, partial(reply, question, SHORT, options))
 
 
-def draw(case: Case, name: str, kind: str, scan: m3d.Scan, say: Say) -> dict[str, Any]:
+def draw(case: Case, name: str, kind: str, scan: m3d.Scan) -> dict[str, Any]:
     """Draw a structure by its name, by the click or box that its truth suggests, or by both."""
     truth = case.mask(name)
     points = [(deepest_voxel(truth, case.volume.spacing), 1)] if "click" in kind else None
@@ -113,23 +112,25 @@ def draw(case: Case, name: str, kind: str, scan: m3d.Scan, say: Say) -> dict[str
     return mask_row(guess, truth, case.volume.spacing)
 
 
-def locate(case: Case, name: str, scan: m3d.Scan, say: Say) -> dict[str, Any]:
+def locate(case: Case, name: str, scan: m3d.Scan) -> dict[str, Any]:
     """True IoU of the first box that is given; none counts 0."""
     found = scan.locate(name)
     value = iou(found.boxes[0].voxel, box_of_mask(case.mask(name))) if found.boxes else 0.0
     return {"iou": value, "found": bool(found.boxes), "text": found.text}
 
 
-def name_box(case: Case, name: str, scan: m3d.Scan, say: Say) -> dict[str, Any]:
+def name_box(case: Case, name: str, scan: m3d.Scan) -> dict[str, Any]:
     """Ask what is in the box of a structure; even a blind reader may know it by the box's place."""
     prepared = scan.prepared
     box: Box = to_norm(prepared.box_to_grid(box_of_mask(case.mask(name))).clip(prepared.shape), prepared.shape)
-    return reply(Phrases()("reg", "prompt", box=Frac3().encode(box)), SHORT, {}, scan, say)
+    return reply(Phrases()("reg", "prompt", box=Frac3().encode(box)), SHORT, {}, scan)
 
 
-def reply(prompt: str, limit: int, truth: Mapping[str, Any], scan: m3d.Scan, say: Say) -> dict[str, Any]:
-    """What is said to a prompt, beside what is true."""
-    return {**truth, "prompt": prompt, "text": say(prompt, limit)}
+def reply(prompt: str, limit: int, truth: Mapping[str, Any], scan: m3d.Scan) -> dict[str, Any]:
+    """What is said to a prompt and what it rests on, beside what is true."""
+    found = scan.ask(prompt, max_new_tokens=limit)
+    measured = {"measured": [one.to_dict() for one in found.measured]} if found.measured else {}
+    return {**truth, "prompt": prompt, "text": found.text, **measured}
 
 
 # -- answers on disk ------------------------------------------------------------------------------------------------
@@ -175,34 +176,15 @@ def examine(load: Callable[[], m3d.M3D], case: Case, tasks: Sequence[str], answe
     scans = {"seeing": looked, "blind": looked.blinded()}
     answers.add({**_named(case, "seeing", "look", "look"), "seconds": round(time.monotonic() - began, 3)})
     for sight, scan in scans.items():
-        say = speaker(scan, answers, blind=sight == "blind")
         for ask in wanted:
             if (case.id, sight, ask.task, ask.item) not in answers.rows:
                 began = time.monotonic()
-                row = {**_named(case, sight, ask.task, ask.item), **ask.answer(scan, say)}
+                row = {**_named(case, sight, ask.task, ask.item), **ask.answer(scan)}
                 answers.add({**row, "seconds": round(time.monotonic() - began, 3)})
 
 
 def _named(case: Case, sight: str, task: str, item: str) -> dict[str, Any]:
     return {"patient": case.id, "sight": sight, "task": task, "item": item}
-
-
-def speaker(scan: m3d.Scan, answers: Answers, *, blind: bool) -> Say:
-    """What a scan says to a prompt; the blind twin sees the same in every patient, so it is asked each prompt once."""
-
-    def say(prompt: str, limit: int) -> str:
-        return scan.ask(prompt, max_new_tokens=limit).text
-
-    if not blind:
-        return say
-    said = {row["prompt"]: row["text"] for row in answers.rows.values() if row["sight"] == "blind" and "prompt" in row}
-
-    def remember(prompt: str, limit: int) -> str:
-        if prompt not in said:
-            said[prompt] = say(prompt, limit)
-        return str(said[prompt])
-
-    return remember
 
 
 # -- the result -----------------------------------------------------------------------------------------------------

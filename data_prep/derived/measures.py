@@ -14,7 +14,7 @@ from data_prep.derived.places import distance_mm, offset_mm
 from data_prep.derived.scene import Scene
 from data_prep.draft import Measured
 
-__all__ = ["MEASURES", "Asked", "Measure", "evidence_of", "measure"]
+__all__ = ["EXTENTS", "MEASURES", "OFFSETS", "Asked", "Measure", "evidence_of", "measure", "percent_smaller"]
 
 Asked = tuple[str, tuple[str, ...]]
 """The name of a measure, and of the structures that it is taken of."""
@@ -51,7 +51,7 @@ def _offset(axis: int) -> Callable[[Scene, Sequence[str]], float | None]:
     return of
 
 
-def _difference(scene: Scene, names: Sequence[str]) -> float:
+def percent_smaller(scene: Scene, names: Sequence[str]) -> float:
     """By how many percent of the larger one two differ in volume."""
     small, large = sorted(scene.known[name].voxels for name in names)
     return 100 * (large - small) / large
@@ -66,7 +66,7 @@ MEASURES: dict[str, Measure] = {
     "height": Measure(1, "mm", _extent(2)),
     "below the top": Measure(1, "%", lambda scene, names: scene.percent_down(names[0])),
     "distance": Measure(2, "mm", lambda scene, names: distance_mm(*(scene.known[name] for name in names))),
-    "difference": Measure(2, "%", _difference),
+    "difference": Measure(2, "%", percent_smaller),
     "higher by": Measure(2, "mm", _offset(2)),
     "further forward by": Measure(2, "mm", _offset(1)),
     "further right by": Measure(2, "mm", _offset(0), flips=True),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged
-from data_prep.derived.measures import EXTENTS, Asked
+from data_prep.derived.measures import EXTENTS, Asked, percent_smaller
 from data_prep.derived.scene import LARGER_BY, Scene, some
 from data_prep.derived.wording import among, form, plural
 
@@ -117,9 +117,8 @@ def asymmetry(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """By how many percent a left and a right structure differ in volume."""
     for noun, bounds in quarters.ASYMMETRY_PERCENT.items():
         if noun in scene.pairs:
-            small, large = sorted(scene.known[name].voxels for name in scene.pairs[noun])
             text = f"By how many percent of the larger one do the {plural(noun)} differ in volume?"
-            percent, quantity = 100 * (large - small) / large, f"asymmetry of the {plural(noun)}"
+            percent, quantity = percent_smaller(scene, scene.pairs[noun]), f"asymmetry of the {plural(noun)}"
             evidence = "difference", scene.pairs[noun]
             yield ranged("asymmetry", text, percent, bounds, quantity=quantity, unit="%", evidence=evidence)
 

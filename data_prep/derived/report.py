@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_prep.derived import quarters
-from data_prep.derived.measures import Asked, evidence_of
+from data_prep.derived.measures import Asked, evidence_of, percent_smaller
 from data_prep.derived.places import offset_mm
 from data_prep.derived.scene import Pose, Scene, draft, pose_of
 from data_prep.derived.wording import form, is_plural, listed, millilitres, tens, towards
@@ -114,24 +114,19 @@ def _larger(scene: Scene) -> Iterator[str]:
 
 def _uneven(scene: Scene) -> list[tuple[str, str]]:
     """Left and right structures, the most different first, when there are many."""
-    return sorted(scene.pairs.values(), key=lambda names: _percent_smaller(scene, *names)[2], reverse=True)[
-        :MOST_COMPARED
-    ]
-
-
-def _percent_smaller(scene: Scene, one: str, other: str) -> tuple[str, str, float]:
-    """The smaller and the larger of two, and by how many percent of the larger they differ."""
-    small, large = sorted((one, other), key=lambda name: scene.known[name].voxels)
-    return small, large, 100 * (1 - scene.known[small].voxels / scene.known[large].voxels)
+    return sorted(scene.pairs.values(), key=lambda names: percent_smaller(scene, names), reverse=True)[:MOST_COMPARED]
 
 
 def _compared(scene: Scene) -> Iterator[Said]:
     """Left and right: by how much they differ in volume, height and depth."""
     for names in _uneven(scene):
-        small, large, percent = _percent_smaller(scene, *names)
+        small, large = sorted(names, key=lambda name: scene.known[name].voxels)
         if scene.larger(*names):
             have = form(small, "has", "have")
-            yield f"The {small} {have} {round(percent)} percent less volume than the {large}.", _ANY
+            yield (
+                f"The {small} {have} {round(percent_smaller(scene, names))} percent less volume than the {large}.",
+                _ANY,
+            )
         else:
             yield f"The {names[0]} and the {names[1]} are of similar size.", _ANY
         offset = offset_mm(scene.known[names[0]], scene.known[names[1]])

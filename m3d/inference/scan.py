@@ -14,21 +14,21 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import StoppingCriteriaList
 
 from data_prep.boxes import Box, to_mm, to_voxel
+from data_prep.case import Unit
 from data_prep.derived.measures import MEASURES
-from data_prep.preprocess import Prepared
+from data_prep.preprocess import Prepared, Window
 from data_prep.volume import Volume
-from m3d.inference.measuring import AsksToMeasure, measured_on, plain_words
+from m3d.inference.measuring import measured_on, plain_words, speak
 from m3d.inference.results import FoundBox, FoundMask, FoundMeasure, Result
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
 from m3d.models.box_head import read_boxes
-from m3d.models.processing import BOX_END, BOX_START, IGNORED, encode_exchange
+from m3d.models.processing import BOX_END, BOX_START, IGNORED, SEG_TOKEN, encode_exchange
 from m3d.models.seg_token import find_seg_tokens
 from m3d.tasks.base import Phrases
 from m3d.tasks.codecs import Frac3
-from m3d.tasks.evidence import Asking, answer_of, asking, value_words
+from m3d.tasks.evidence import Asking, answer_of, value_words
 from m3d.tasks.segmentation import named_masks, names_before
 from segvol_head import Prompts
 
@@ -45,13 +45,14 @@ class Spoken:
     """An answer: its words, and for each ``[SEG]`` in them what it tells the mask head, ``(M, C)``.
 
     Where the model has a box head, the digits of boxes are written from it. ``measured`` and ``masks`` are the evidence
-    that it gave first, which is not among its words.
+    that it gave first, which is not among its words; ``notes`` are what to beware of.
     """
 
     text: str
     prompts: Tensor | None
     measured: tuple[FoundMeasure, ...] = ()
     masks: tuple[FoundMask, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,10 @@ class Scan:
         return cls(model_id, model, processor, prepared, features, prefix, path)
 
     def blinded(self) -> "Scan":
-        """The same scan with every voxel zero: what the model says without looking, for honest comparison."""
+        """The same scan with every voxel zero: what the model says without looking, for honest comparison.
+
+        Its header stays: how long the scan is can be told without looking.
+        """
         pixels = torch.zeros(1, *self.prepared.shape)
         features, prefix = _encode(self.model, self.processor, pixels)
         nothing = replace(self.volume, array=np.zeros_like(self.volume.array))
@@ -146,7 +150,7 @@ class Scan:
             drawn = ", ".join(map(repr, names))
             raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
         masks, notes = self._draw(names, spoken.prompts, geometry)
-        return self._result("segment", prompt, spoken.text, (), masks, notes, began)
+        return self._result("segment", prompt, spoken.text, (), masks, notes, began, spoken.measured)
 
     @torch.inference_mode()
     def log_likelihoods(self, prompt: str, answers: Sequence[str]) -> tuple[float, ...]:
@@ -177,7 +181,7 @@ class Scan:
         began = time.monotonic()
         spoken = self._speak(prompt, max_new_tokens)
         masks, notes = self._draw(named_masks(spoken.text), spoken.prompts, None)
-        masks = (*_one_each(spoken.masks), *masks)
+        masks, notes = (*spoken.masks, *masks), (*spoken.notes, *notes)
         codec = Frac3()
         found = codec.decode(spoken.text)
         names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
@@ -191,32 +195,25 @@ class Scan:
     def _speak(self, prompt: str, max_new_tokens: int) -> Spoken:
         model, tokenizer = self.model, self.processor.tokenizer
         ids: Tensor = tokenizer(self.processor.write(prompt), return_tensors="pt")["input_ids"].to(model.device)
-        asked, sequence, past = ids.shape[1], ids, copy.deepcopy(self.prefix)
-        measured: list[FoundMeasure] = []
-        masks: list[FoundMask] = []
-        while True:
-            out: Any = model.generate(  # type: ignore[misc]
-                input_ids=sequence,
-                attention_mask=torch.ones_like(sequence),
-                past_key_values=past,
-                max_new_tokens=max_new_tokens - (sequence.shape[1] - asked),
-                do_sample=False,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-                stopping_criteria=StoppingCriteriaList([AsksToMeasure(tokenizer, asked)]),
-                return_dict_in_generate=True,
-            )
-            sequence, past = out.sequences, out.past_key_values
-            wanted = asking(plain_words(tokenizer, sequence[0, asked:].tolist()))
-            if wanted is None:
-                break
-            found, drawn = self._measure(wanted, sequence, asked)
-            measured.append(found)
-            masks += drawn
-            value = tokenizer(f" {value_words(found.value, found.unit)}", add_special_tokens=False)["input_ids"]
-            if sequence.shape[1] - asked + len(value) >= max_new_tokens:
-                break
-            sequence = torch.cat([sequence, sequence.new_tensor([value])], dim=1)
+        asked, found, drawn = ids.shape[1], list[FoundMeasure](), dict[str, FoundMask]()
+        notes: list[str] = []
+
+        def measured(wanted: Asking, sequence: Tensor) -> str:
+            if any(name not in drawn for name in wanted.names):
+                prompts = self._prompts(*self._states(sequence, asked))
+                last = None if prompts is None else prompts[-len(wanted.names) :]
+                masks, said = self._draw(wanted.names, last, None)
+                for mask in masks:
+                    drawn.setdefault(mask.name, mask)  # a name means one mask in an answer
+                notes.extend(said)
+            unit: Unit = "HU" if isinstance(self.processor.preprocess.intensity, Window) else "arbitrary"
+            arrays = {name: mask.array for name, mask in drawn.items()}
+            value = measured_on(self.volume, arrays, wanted, unit=unit)
+            found.append(FoundMeasure(wanted.measure, wanted.names, value, MEASURES[wanted.measure].unit))
+            return value_words(value, found[-1].unit)
+
+        past = copy.deepcopy(self.prefix)
+        sequence = speak(model, tokenizer, ids, measured=measured, max_new_tokens=max_new_tokens, past=past)
         answer = sequence[0, asked:]
         text, prompts = plain_words(tokenizer, answer.tolist()), None
         boxed = model.box_head is not None and bool((answer == model.config.box_start_token_id).any())
@@ -226,11 +223,13 @@ class Scan:
             if boxed:
                 assert model.box_head is not None
                 text = _written(text, read_boxes(model.box_head, states[said == model.config.box_start_token_id]))
-        if measured:
+        if found:
             evidence, text = answer_of(text)
-            left = None if prompts is None or not evidence else prompts[len(masks) :]
-            prompts = left if left is not None and len(left) else None  # evidence alone, or broken off: all is drawn
-        return Spoken(text, prompts, tuple(measured), tuple(masks))
+            prompts = None if prompts is None else prompts[evidence.count(SEG_TOKEN) :]
+            prompts = prompts if prompts is not None and len(prompts) and text else None
+            if not text:
+                notes.append(f"the answer was broken off at {max_new_tokens} tokens, before it was given; ask for more")
+        return Spoken(text, prompts, tuple(found), tuple(drawn.values()), tuple(dict.fromkeys(notes)))
 
     def _states(self, sequence: Tensor, asked: int) -> tuple[Tensor, Tensor]:
         """Last states behind the volume, ``(1, T, E)``, and the tokens there that are the model's own, else -1."""
@@ -246,16 +245,6 @@ class Scan:
         """What each ``[SEG]`` tells the mask head; None where there is none, or no head."""
         where = find_seg_tokens(said, self.model.config.seg_token_id)
         return self.model.seg_prompts(states, where) if len(where) and self.model.seg_head is not None else None
-
-    def _measure(self, wanted: Asking, sequence: Tensor, asked: int) -> tuple[FoundMeasure, tuple[FoundMask, ...]]:
-        """Draw the last masks that an unfinished answer names, and measure what it asks for of them."""
-        count, masks = len(wanted.names), tuple[FoundMask, ...]()
-        if count:
-            prompts = self._prompts(*self._states(sequence, asked))
-            masks, _ = self._draw(wanted.names, None if prompts is None else prompts[-count:], None)
-        seen = len(masks) == count
-        value = measured_on(self.volume, [mask.array for mask in masks], wanted) if seen else None
-        return FoundMeasure(wanted.measure, wanted.names, value, MEASURES[wanted.measure].unit), masks
 
     # -- drawing --------------------------------------------------------------------------------------------------
 
@@ -374,11 +363,6 @@ def _prefix_ids(model: M3DForConditionalGeneration, processor: M3DProcessor) -> 
     last = int((ids == model.config.image_token_id).nonzero()[-1])
     prefix: Tensor = ids[None, : last + 1].to(model.device)
     return prefix
-
-
-def _one_each(masks: Sequence[FoundMask]) -> tuple[FoundMask, ...]:
-    """The first mask of each name: evidence may measure a structure more than once."""
-    return tuple({mask.name: mask for mask in reversed(masks)}[name] for name in dict.fromkeys(m.name for m in masks))
 
 
 def _written(text: str, boxes: Tensor) -> str:

@@ -7,6 +7,7 @@ The folder holds ``config.json``, ``model.safetensors`` and ``preprocess.json``.
 # V = volumes, M = masks, E = width of name vectors, C = width of the head
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -40,6 +41,21 @@ class M3DSegVolConfig(PreTrainedConfig):
     seg_config: dict[str, Any] | PreTrainedConfig | None = None
     text_width: int = 4096
     text_source: TextSource = "language"
+
+    @classmethod
+    def of(cls, folder: Path) -> "M3DSegVolConfig":
+        """That of a folder of pretrain_segvol, or of a whole model's folder, whose tower and head are meant.
+
+        Raises:
+            ValueError: The whole model has no head.
+        """
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if not isinstance(config, M3DConfig):
+            found: M3DSegVolConfig = cls.from_pretrained(folder)
+            return found
+        if config.seg is None:
+            raise ValueError(f"{folder} has no mask head (its seg_config is null); init.segvol needs one that draws")
+        return cls(vision_config=config.vision, seg_config=config.seg, text_width=config.text.hidden_size)
 
     @property
     def vision(self) -> M3DVisionConfig:

@@ -96,7 +96,8 @@ class Init:
         checkpoint: Everything, from an earlier stage. If that folder left out the language model, give it as well.
         language_model: Folder of a Hugging Face causal LM with its tokenizer.
         vision_tower: Folder of pretrain_clip.
-        segvol: Folder of pretrain_segvol: the head, its encoder or the tower that it shares, and seg_projector.
+        segvol: Folder of pretrain_segvol, or of a whole model: the head, its encoder or the tower that it shares, and
+            seg_projector.
         vision: Sizes of a tower from nothing.
         head: Sizes of a head from nothing; without it and ``segvol`` the model only talks.
         pool: Side of the blocks of patches that become one token of the language model.
@@ -189,7 +190,7 @@ def check_preprocess(folder: Path, preprocess: Preprocess) -> None:
 
 def part_configs(init: Init, preprocess: Preprocess) -> tuple[M3DVisionConfig, M3DSegConfig | None]:
     """Configs of tower and head, from the folders that bring them or from sizes."""
-    segvol = M3DSegVolConfig.from_pretrained(model_folder(init.segvol)) if init.segvol is not None else None
+    segvol = M3DSegVolConfig.of(model_folder(init.segvol)) if init.segvol is not None else None
     shares = segvol is not None and segvol.seg.encoder is None
     if shares and (init.vision_tower is not None or init.vision is not None):
         raise ValueError("the head of init.segvol shares its vision tower; leave out init.vision_tower and init.vision")
@@ -213,7 +214,7 @@ def fill(model: M3DForConditionalGeneration, init: Init) -> Iterator[tuple[str, 
     if init.segvol is None:
         return
     folder = model_folder(init.segvol)
-    segvol = M3DSegVolConfig.from_pretrained(folder)
+    segvol = M3DSegVolConfig.of(folder)
     for name in HANDED_OVER:
         part: nn.Module | None = getattr(model, name)
         if name == "vision_tower" and segvol.seg.encoder is not None:

@@ -127,7 +127,7 @@ class Outline:
         """The head that pretrain_segvol makes, and the tower that it looks through."""
         folder = _folder(name)
         if folder is not None:
-            return M3DSegVolConfig.from_pretrained(folder)
+            return M3DSegVolConfig.of(folder)
         return self.drawing(self._maker(name, "init.segvol"))
 
     def drawing(self, config: Any) -> M3DSegVolConfig:  # noqa: ANN401 - pretrain_segvol's own

@@ -10,17 +10,20 @@ import torch
 from monai.metrics.meandice import compute_dice
 
 from data_prep.boxes import Box
+from data_prep.derived.measures import MEASURES
 from data_prep.store import unpack
-from data_prep.volume import Volume
+from data_prep.volume import Volume, spl_affine
+from m3d.inference.measuring import measured_on, plain_words, speak
 from m3d.inference.overlay import Row, draw_rows, save_png
 from m3d.inference.planes import Finding, Window, mid_planes
 from m3d.models import M3DForConditionalGeneration, M3DProcessor
+from m3d.tasks.evidence import Asking, value_words
 from m3d.tasks.naming import named_masks
 from m3d.tasks.wordings import Phrases
 from m3d.train.cases import TrainingCase
 from m3d.train.drawing import DrawByPrompts
 
-MOST_DRAWN, MAX_NEW_TOKENS = 4, 160
+MOST_DRAWN, MAX_NEW_TOKENS = 4, 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,49 +39,58 @@ class SampleSheet:
         """Look at every case: a report, and all its structures by name."""
         rows = []
         for case in self.cases:
-            pixels, labels = case.tensors()
+            labels = case.tensors()[1]
             names = [name for name in case.image.names.values() if case.mask(labels, name).any()][:MOST_DRAWN]
-            said, _ = self.answer(pixels, Phrases()("report", "prompt"))
+            said, _ = self.answer(case, Phrases()("report", "prompt"))
             row: dict[str, Any] = {"step": step, "image_id": case.id, "report": said}
             drawn: dict[str, np.ndarray[Any, Any]] = {}
             if names and self.model.seg_head is not None:
                 prompt = Phrases()("seg.sem", "prompt", names=Phrases().join([f"the {name}" for name in names]))
-                row["drawing"], drawn = self.answer(pixels, prompt)
+                row["drawing"], drawn = self.answer(case, prompt)
             rows.append(row | {"drawn_voxels": {name: int(mask.sum()) for name, mask in drawn.items()}})
             picture(case, drawn, row, folder)
         write_rows(rows, folder)
 
     @torch.no_grad()
-    def answer(self, pixels: torch.Tensor, prompt: str) -> tuple[str, dict[str, np.ndarray[Any, Any]]]:
+    def answer(self, case: TrainingCase, prompt: str) -> tuple[str, dict[str, np.ndarray[Any, Any]]]:
         """What the model says, and the masks of what it names: ``(D, H, W)`` bool each."""
         device = next(self.model.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-            return self._answer(pixels, prompt, device)
+            return self._answer(case, prompt, device)
 
     def _answer(
-        self, pixels: torch.Tensor, prompt: str, device: torch.device
+        self, case: TrainingCase, prompt: str, device: torch.device
     ) -> tuple[str, dict[str, np.ndarray[Any, Any]]]:
-        model, tokenizer = self.model, self.processor.tokenizer
-        shown = pixels[None, None].to(device)
+        model, tokenizer, pixels = self.model, self.processor.tokenizer, case.tensors()[0]
         ids = tokenizer(self.processor.write(prompt), return_tensors="pt")["input_ids"].to(device)
-        features = model.get_image_features(shown)
-        whole: Any = model.generate(  # type: ignore[misc]
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_encoder_outputs={"image": features},
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        text = self.processor.batch_decode([[one for one in whole[0, ids.shape[1] :].tolist() if one not in silent]])[0]
-        if model.seg_head is None or model.config.seg_token_id not in whole[0, ids.shape[1] :]:
-            return text.strip(), {}
-        out = model(input_ids=whole, mm_encoder_outputs={"image": features}, draw_masks=True, logits_to_keep=1)
-        masks = (out.mask_logits[:, 0] > 0).cpu().numpy()
-        names = [name or f"mask {number}" for number, name in enumerate(named_masks(text), start=1)]
-        return text.strip(), dict(zip(names, masks, strict=False))
+        features = model.get_image_features(pixels[None, None].to(device))
+
+        def drawn(sequence: torch.Tensor) -> dict[str, np.ndarray[Any, Any]]:
+            said = sequence[0, ids.shape[1] :]
+            if model.seg_head is None or model.config.seg_token_id not in said:
+                return {}
+            out = model(input_ids=sequence, mm_encoder_outputs={"image": features}, draw_masks=True, logits_to_keep=1)
+            names = enumerate(named_masks(plain_words(tokenizer, said.tolist())), start=1)
+            masks = (out.mask_logits[:, 0] > 0).cpu().numpy()
+            return dict(zip([name or f"mask {number}" for number, name in names], masks, strict=False))
+
+        def measured(wanted: Asking, sequence: torch.Tensor) -> str:
+            volume, value = _placed(case, pixels), None
+            if volume is not None:
+                value = measured_on(volume, drawn(sequence), wanted, unit="norm01")
+            return value_words(value, MEASURES[wanted.measure].unit)
+
+        whole = speak(
+            model, tokenizer, ids, measured=measured, max_new_tokens=MAX_NEW_TOKENS, features=features
+        )  # fmt: skip
+        return plain_words(tokenizer, whole[0, ids.shape[1] :].tolist()), drawn(whole)
+
+
+def _placed(case: TrainingCase, pixels: torch.Tensor) -> Volume | None:
+    """A case's picture with its spacing, to measure in; None where it does not lie as ours do."""
+    if case.image.media.spacing_mm is None or case.image.media.orient != "SPL":
+        return None
+    return Volume(pixels.numpy(), spl_affine(case.spacing))
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,14 +124,11 @@ class ExchangesConfig(StoresConfig):
     window: int = 0
     looks: int = 0
     measured: float = 0.0
-    unseen: float = 0.1
+    unseen: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse tasks that are none, and shares that cannot be."""
+        """Refuse tasks that are none."""
         super().__post_init__()
-        for name in ("measured", "unseen"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be a share, from 0 to 1")
         check_tasks(self.weights, "data.weights")
 
 

@@ -19,7 +19,7 @@ from data_prep.record import Evidence
 from m3d.tasks.base import Rendered
 from m3d.tasks.naming import SEG
 
-__all__ = ["NOT_SEEN", "Asking", "answer_of", "asking", "measure_first", "value_words"]
+__all__ = ["NOT_SEEN", "Asking", "answer_of", "asking", "measure_first", "value_words", "words_of"]
 
 NOT_SEEN = "not seen"
 ANSWER = "Answer:"
@@ -40,10 +40,20 @@ def value_words(value: float | None, unit: str) -> str:
 
 
 def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = True) -> Rendered:
-    """The answer behind its evidence; where nothing is ``seen``, it has to do without the values.
+    """The answer behind its evidence, in English; where nothing is ``seen``, it has to do without the values.
 
     ``given`` has the places of the values, which are not for the model to say.
+
+    Raises:
+        ValueError: There is no such measure, or not of so many structures: nothing could measure it at use.
     """
+    for one in evidence:
+        known = MEASURES.get(one.measure)
+        if known is None or (known.num_names, known.unit) != (len(one.names), one.unit):
+            raise ValueError(
+                f"{one.measure!r} of {len(one.names)} structures in {one.unit} is no measure of ours; known: "
+                + ", ".join(f"{name} ({each.num_names}, {each.unit})" for name, each in MEASURES.items())
+            )
     text, given, masks = "", [], list[str]()
     for number, one in enumerate(evidence):
         names = "".join(f"{', ' if turn else ''}{name} {SEG}" for turn, name in enumerate(one.names))
@@ -58,7 +68,7 @@ def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = 
 def asking(text: str) -> Asking | None:
     """What an unfinished answer asks to be measured at its end, if anything; with the right number of masks."""
     found = _ASKING.search(text)
-    if found is None:
+    if found is None or ANSWER in text:
         return None
     *names, rest = found.group(1).split(SEG)
     said = tuple(name.strip(" ,") for name in names)
@@ -68,14 +78,17 @@ def asking(text: str) -> Asking | None:
 
 
 def answer_of(text: str) -> tuple[str, str]:
-    """The evidence that an answer begins with ("" where it has none), and the rest of it."""
+    """The evidence that an answer begins with ("" where it has none), and the rest of it.
+
+    Of an answer that was broken off before it was given, the rest is "".
+    """
     before, found, after = text.partition(ANSWER)
-    shown = before.strip()
-    if not found or not any(f"{name}:" in shown for name in MEASURES):
+    first = re.search(rf"(?:{'|'.join(map(re.escape, MEASURES))}):", before)
+    if first is None or asking(before[: first.end()]) is None:
         return "", text
-    return shown.removesuffix("."), after.strip()
+    return before.strip().removesuffix("."), after.strip() if found else ""
 
 
 def words_of(evidence: Iterable[Evidence]) -> list[str]:
     """All that evidence says in words."""
-    return [word for one in evidence for word in (one.measure, *one.names)]
+    return [word for one in evidence for word in (one.measure, one.unit, *one.names)]

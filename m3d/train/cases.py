@@ -48,6 +48,7 @@ class Entry:
         boxes, masks = target.get("boxes") or (), target.get("masks") or ()
         said = [prompt.get("text"), prompt.get("slots"), target.get("text"), target.get("options")]
         names = [one["name"] for one in (*boxes, *masks)]
+        names += [word for one in target.get("evidence") or () for word in (one["measure"], *one["names"])]
         characters = _characters([*said, names]) + CHARACTERS_A_BOX * len(boxes)
         subtask = sys.intern(raw.get("subtask") or "")
         fixed = holds_in_one_pose(raw.get("meta") or {})

@@ -123,8 +123,6 @@ def place(record: Record, case: TrainingCase, labels: Tensor) -> Record | None:
         if _asks_by_name(record) and seen:
             return _asking_for(record, seen)  # what has left the picture is not asked for
         return record if len(seen) == len(record.target.masks) else None
-    if any(not case.mask(labels, name).any() for one in record.target.evidence or () for name in one.names):
-        return None
     if not record.target.boxes:
         return record
     boxes, labelled = [], set(case.image.names.values())
@@ -166,7 +164,7 @@ def mirror(record: Record) -> Record:
 
 
 def _mirrored_evidence(one: Evidence) -> Evidence:
-    value = -one.value if one.measure in MEASURES and MEASURES[one.measure].flips else one.value
+    value = -one.value if one.measure in MEASURES and MEASURES[one.measure].flips else one.value  # others are not said
     return one.model_copy(update={"names": _mirrored(one.names), "value": value})
 
 
@@ -176,6 +174,13 @@ def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
     if isinstance(value, dict):
         return {key: _mirrored(one) for key, one in value.items()}
     return type(value)(map(_mirrored, value)) if isinstance(value, (list, tuple)) else value
+
+
+def shown(evidence: Sequence[Evidence], case: TrainingCase, labels: Tensor) -> bool:
+    """Whether all that evidence was measured of is labelled and in the picture."""
+    labelled = set(case.image.names.values())
+    names = {name for one in evidence for name in one.names}
+    return names <= labelled and all(bool(case.mask(labels, name).any()) for name in names)
 
 
 def box_targets(record: Record, count: int) -> Tensor | None:

@@ -21,11 +21,12 @@ from data_prep.laterality import bound_axes, mirrorable, mirrored, speaks_of_den
 from data_prep.record import Record
 from m3d.models.processing import BOX_START, SEG_TOKEN, M3DProcessor, encode_exchange
 from m3d.tasks import TASKS, check_tasks, render
+from m3d.tasks.base import Rendered
 from m3d.tasks.codecs import BoxCodec
 from m3d.tasks.evidence import measure_first
 from m3d.train.augment import Augment, Augmented
 from m3d.train.cases import Arrays, TrainingCase, holds_in_one_pose, to_tensors
-from m3d.train.exchanges import Exchange, box_targets, choose, mirror, narrow, place, reorder, shorten, spoken
+from m3d.train.exchanges import Exchange, box_targets, choose, mirror, narrow, place, reorder, shorten, shown, spoken
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,8 @@ class Exchanges:
             raise ValueError(
                 f"exchanges={self.exchanges} and most={self.most} must be 1 or more, looks={self.looks} not below 0"
             )
+        if not (0 <= self.measured <= 1 and 0 <= self.unseen <= 1):
+            raise ValueError(f"measured={self.measured} and unseen={self.unseen} must be shares, from 0 to 1")
 
     @cached_property
     def seg_token_id(self) -> int:
@@ -239,10 +242,15 @@ class Exchanges:
             lost["left the picture"] += 1
             return None
         said = render(TASKS, true, codec=self.codec, rng=look.rng)
-        if true.target.evidence is not None and look.rng.random() < self.measured:
-            said = measure_first(said, true.target.evidence, seen=look.rng.random() >= self.unseen)
-        prompt = self.processor.write(said.prompt)
-        ids, learned = encode_exchange(self.processor.tokenizer, prompt, said.answer, said.given)
+        ids, learned = self._encode(said)
+        evidence = true.target.evidence
+        if self.measured and evidence and true.lang == "en" and shown(evidence, look.case, labels):
+            first = measure_first(said, evidence, seen=look.rng.random() >= self.unseen)
+            tokens = self._encode(first)
+            if self.max_length is not None and len(tokens[0]) > self.max_length:
+                lost["not measured"] += 1  # the answer alone may fit
+            elif look.rng.random() < self.measured:
+                said, (ids, learned) = first, tokens
         short = shorten(ids, learned, self.max_length, self.seg_token_id)
         if short is None:
             self._warn("refused", record.id, len(ids), lost)
@@ -252,6 +260,10 @@ class Exchanges:
         masks = [look.case.mask(labels, name)[None] for name in said.masks]
         boxes = box_targets(true, sum(label == self.box_token_id for label in short[1]))
         return Exchange(record.id, *short, torch.stack(masks) if masks else None, boxes, true.target.value)
+
+    def _encode(self, said: Rendered) -> tuple[list[int], list[int]]:
+        prompt = self.processor.write(said.prompt)
+        return encode_exchange(self.processor.tokenizer, prompt, said.answer, said.given)
 
     def _warn(self, what: str, record_id: str, length: int, lost: Counter[str]) -> None:
         """Count what did not fit, and say so at 1, 10, 100, ... of them."""

@@ -10,6 +10,7 @@ from scoring import score
 from tiny_accuracy import Answers, answered, asks, draw, examine, key_of, locate
 
 import m3d
+import m3d.inference.results
 from data_prep.boxes import box_of_mask
 from data_prep.case import Case
 from data_prep.preprocess import MinMax, Preprocess
@@ -34,7 +35,7 @@ class Knowing:
     """A scan that answers from the truth, and counts what it was asked."""
 
     def __init__(self, case: Case) -> None:
-        self.case, self.asked = case, []
+        self.case, self.asked, self.measured = case, [], ()
         self.prepared = Preprocess(grid=(8, 16, 16), intensity=MinMax()).apply(case.volume)
 
     def segment(self, name, *, points=None, box=None):
@@ -48,7 +49,7 @@ class Knowing:
 
     def ask(self, prompt, *, max_new_tokens):
         self.asked.append(prompt)
-        return SimpleNamespace(text="A.")
+        return SimpleNamespace(text="A.", measured=self.measured)
 
     def blinded(self):
         return Blind(self.case)
@@ -89,7 +90,7 @@ def test_what_is_not_contoured_is_not_asked_for(case):
 )  # fmt: skip
 def test_each_way_of_asking_for_a_mask(case, kind, named, clicks, boxed):
     scan = Knowing(case)
-    row = draw(case, "mandible", kind, scan, None)
+    row = draw(case, "mandible", kind, scan)
     assert row == {"dice": 1.0, "nsd": 1.0, "drawn": True}
     name, points, box = scan.asked[0]
     assert (name is not None, len(points or ()), box is not None) == (named, clicks, boxed)
@@ -97,9 +98,9 @@ def test_each_way_of_asking_for_a_mask(case, kind, named, clicks, boxed):
 
 
 def test_no_mask_and_no_box_count_0(case):
-    assert draw(case, "mandible", "", Blind(case), None) == {"dice": 0.0, "nsd": 0.0, "drawn": False}
-    assert locate(case, "mandible", Blind(case), None)["iou"] == 0.0
-    assert locate(case, "mandible", Knowing(case), None)["iou"] == 1.0
+    assert draw(case, "mandible", "", Blind(case)) == {"dice": 0.0, "nsd": 0.0, "drawn": False}
+    assert locate(case, "mandible", Blind(case))["iou"] == 0.0
+    assert locate(case, "mandible", Knowing(case))["iou"] == 1.0
 
 
 def test_a_whole_patient_and_its_table(case, tmp_path, monkeypatch):
@@ -132,17 +133,12 @@ def test_a_stopped_run_goes_on_where_it_was(case, tmp_path):
     assert len(scans) == 2  # nothing was left to ask: the scan was not even looked at
 
 
-def test_the_blind_twin_is_asked_a_prompt_once(case, tmp_path):
-    answers, scan = Answers(tmp_path / "a.jsonl", ABOUT), Knowing(case)
-    answers.add(
-        {"patient": "pt_0", "sight": "blind", "task": "vqa.open", "item": "a/0", "prompt": "How?", "text": "So."}
-    )
-    say = tiny_accuracy.speaker(scan, answers, blind=True)
-    assert [say("How?", 8), say("Why?", 8), say("Why?", 8)] == ["So.", "A.", "A."]
-    assert scan.asked == ["Why?"]
-    say = tiny_accuracy.speaker(scan, answers, blind=False)
-    assert say("How?", 8) == say("How?", 8) == "A."
-    assert len(scan.asked) == 3
+def test_an_answer_is_kept_with_what_it_rests_on(case):
+    scan, measure = Knowing(case), m3d.inference.results.FoundMeasure("volume", ("mandible",), 24.0, "mL")
+    row = tiny_accuracy.reply("How large?", 8, {"truth": "24 mL"}, scan)
+    assert row == {"truth": "24 mL", "prompt": "How large?", "text": "A."}
+    scan.measured = (measure,)
+    assert tiny_accuracy.reply("How large?", 8, {}, scan)["measured"] == [measure.to_dict()]
 
 
 def test_answers_of_another_model_are_refused(tmp_path):

@@ -26,6 +26,7 @@ LESSONS = {
     "Segment the banana.": "Here is the block [SEG].",
     "Segment the thing.": "Sure, it is [SEG].",
     "Draw both.": "Here is the block [SEG] and shadow [SEG].",
+    "How far apart?": "block [SEG], shadow [SEG] distance: 12 mm. Answer: Here is the block [SEG].",
     "How large is it?": "block [SEG] volume: 3.0 mL; block [SEG] width: 12 mm. Answer: large",
 }
 
@@ -60,8 +61,8 @@ def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in rows])
     labels = torch.tensor([learned + [IGNORED] * (length - len(learned)) for _, learned in rows])
-    masks = torch.zeros(7, 1, *GRID, dtype=torch.bool)
-    masks[[0, 1, 2, 3, 5, 6], 0, 2:6, 4:12, 6:12] = True  # blocks; the shadow, the fifth, is empty
+    masks = torch.zeros(10, 1, *GRID, dtype=torch.bool)
+    masks[[0, 1, 2, 3, 5, 7, 8, 9], 0, 2:6, 4:12, 6:12] = True  # blocks; shadows, the fifth and the seventh, are empty
     return {
         "input_ids": ids,
         "attention_mask": (ids != 0).long(),
@@ -69,12 +70,12 @@ def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
         "pixel_values": processor.pixels(block_scan())[None],
         "volume_index": torch.zeros(len(rows), dtype=torch.long),
         "masks": masks,
-        "mask_volume": torch.zeros(7, dtype=torch.long),
+        "mask_volume": torch.zeros(10, dtype=torch.long),
         "prompted": torch.arange(3),
         "prompt_seeds": [step, step + 1000, step + 2000],
         "turn": step,
         "ids": list(LESSONS),
-        "counts": {"text": int((labels[:, 1:] != IGNORED).sum()), "masks": 7, "prompted": 3},
+        "counts": {"text": int((labels[:, 1:] != IGNORED).sum()), "masks": 10, "prompted": 3},
     }
 
 

@@ -19,6 +19,7 @@ from m3d.inference.results import FoundMeasure
 from m3d.inference.scan import _written
 from m3d.models.box_head import number_reader
 from m3d.models.processing import encode_exchange
+from m3d.tasks.evidence import value_words
 
 GRID = (8, 16, 24)
 
@@ -159,14 +160,40 @@ def test_an_answer_rests_on_what_was_measured_of_its_own_masks(scan, truth):
 
 
 def test_the_model_reads_the_values_that_were_measured(scan, monkeypatch):
-    """Its last call for states has them in place of those that it was taught."""
+    """Every word of its own is the one that it finds likeliest behind all before it, read without a cache."""
     read = []
     states = type(scan)._states
     monkeypatch.setattr(type(scan), "_states", lambda self, ids, asked: (read.append(ids), states(self, ids, asked))[1])
-    found = scan.ask("How large is it?")
-    said = plain_words(scan.processor.tokenizer, read[-1][0].tolist())
-    volume = found.measured[0].value
-    assert f"block [SEG] volume: {volume:.1f} mL; block [SEG] width:" in said.replace("[SEG]volume", "[SEG] volume")
+    found, model, tokenizer = scan.ask("How large is it?"), scan.model, scan.processor.tokenizer
+    ids = read[-1]
+    asked = len(tokenizer(scan.processor.write("How large is it?"))["input_ids"])
+    said = plain_words(tokenizer, ids[0, asked:].tolist())
+    values = [f" {value_words(one.value, one.unit)}" for one in found.measured]
+    assert said == f"block [SEG] volume:{values[0]}; block [SEG] width:{values[1]}. Answer: large"
+    with torch.inference_mode():
+        logits = model(input_ids=ids, mm_encoder_outputs={"image": scan.features}).logits[0]
+    own = [place for place in range(asked, ids.shape[1]) if ids[0, place] == logits[place - 1].argmax()]
+    given = tokenizer.decode([int(ids[0, place]) for place in range(asked, ids.shape[1]) if place not in own])
+    assert not re.search("[a-z]", re.sub("mL|mm", "", given))  # only values are not what it would have said
+
+
+def test_masks_of_the_answer_are_told_from_those_of_its_evidence(scan, truth):
+    found = scan.ask("How far apart?")
+    (distance,) = found.measured
+    assert distance == FoundMeasure("distance", ("block", "shadow"), distance.value, "mm")
+    assert [mask.name for mask in found.masks] == ["block", "shadow", "block"]
+    assert dice(found.masks[0].array, truth) > 0.8 and dice(found.masks[2].array, truth) > 0.8
+    if not found.masks[1].array.any():
+        assert distance.value is None and any("'shadow' is empty" in warning for warning in found.warnings)
+
+
+def test_a_blinded_scan_measures_what_it_drew_itself(scan):
+    blind = scan.blinded()
+    assert not blind.volume.array.any() and np.array_equal(blind.volume.affine, scan.volume.affine)
+    found = blind.ask("How large is it?")
+    drawn = {mask.name: mask.volume_ml for mask in found.masks}
+    for one in found.measured[:1]:
+        assert one.value == (pytest.approx(drawn["block"]) if drawn["block"] else None)
 
 
 def test_what_shows_nothing_is_not_measured(scan, monkeypatch):
@@ -182,11 +209,15 @@ def test_what_shows_nothing_is_not_measured(scan, monkeypatch):
     assert str(found.measured[0]) == "volume of block: not seen"
 
 
-def test_an_answer_that_measures_stays_within_its_tokens(scan):
-    tokenizer = scan.processor.tokenizer
-    for limit in range(1, 16):
+def test_an_answer_that_measures_stays_within_its_tokens_and_is_an_answer_or_nothing(scan):
+    said = set()
+    for limit in range(1, 26):
         found = scan.ask("How large is it?", max_new_tokens=limit)
-        assert len(tokenizer(found.text, add_special_tokens=False)["input_ids"]) <= limit
+        said.add(found.text)
+        if found.measured and not found.text:
+            assert any(f"broken off at {limit} tokens" in warning for warning in found.warnings)
+    assert {"", "large"} <= said
+    assert not any("[SEG]" in text and "width" in text for text in said)
 
 
 def test_the_volume_is_encoded_once(model, monkeypatch):

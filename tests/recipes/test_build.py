@@ -40,6 +40,28 @@ def language_folder(folder: Path, *, rows: int | None = None, tied: bool = False
     return folder
 
 
+def test_tower_and_head_can_be_taken_from_a_whole_model(tmp_path):
+    """As another language model needs them; what that one read names with is of use only at the same width."""
+    words = str(language_folder(tmp_path / "words"))
+    torch.manual_seed(1)
+    whole = build(Init(language_model=words, vision=VISION, head=HEAD, pool=1), PREPROCESS)
+    (tmp_path / "whole").mkdir()
+    save_model(tmp_path / "whole", whole.model, whole.processor)
+    init = Init(language_model=words, segvol=str(tmp_path / "whole"), pool=1)
+    taken = build(init, PREPROCESS)
+    assert set(taken.notes) == {"vision_tower", "seg_head", "seg_projector"}
+    before, now = whole.model.state_dict(), taken.model.state_dict()
+    own = [name for name in before if name.startswith(("vision_tower.", "seg_head.", "seg_projector."))]
+    assert own and all(torch.equal(before[name], now[name]) for name in own)
+    outline = Outline(tmp_path, grid=GRID)
+    assert outline.head(init, outline.vision(init)).to_dict() == taken.model.config.seg.to_dict()
+    silent = build(Init(language_model=words, vision=VISION, pool=1), PREPROCESS)
+    (tmp_path / "silent").mkdir()
+    save_model(tmp_path / "silent", silent.model, silent.processor)
+    with pytest.raises(ValueError, match="silent has no mask head"):
+        build(Init(language_model=words, segvol=str(tmp_path / "silent"), pool=1), PREPROCESS)
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("rows", [None, 320], ids=["exact", "padded"])
 def test_new_tokens_begin_as_the_mean_of_the_known_ones(tmp_path, rows, tied):

@@ -32,6 +32,15 @@ def test_masks_of_the_answer_itself_come_after_those_of_the_evidence():
     assert said.masks == ("left parotid", "right parotid", "mandible")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"measure": "weight"}, {"names": ()}, {"names": ("left parotid", "liver")}, {"unit": "mm"}],
+)
+def test_what_nothing_could_measure_at_use_is_not_taught(wrong):
+    with pytest.raises(ValueError, match="is no measure of ours; known: scan length"):
+        measure_first(SAID, [RIGHT, LEFT.model_copy(update=wrong)])
+
+
 def test_where_nothing_is_seen_the_values_say_so():
     said = measure_first(SAID, [LEFT], seen=False)
     assert said.answer == "left parotid [SEG] volume: not seen. Answer: A. left parotid"
@@ -59,6 +68,7 @@ def test_an_answer_asks_for_each_measure_at_its_place_and_nowhere_else(evidence)
         "left parotid [SEG] of the volume:",
         "The volume:",
         "",
+        "left parotid [SEG] volume: 24 mL. Answer: The liver: a [SEG], b [SEG] distance:",  # the answer is given
     ],
 )
 def test_what_cannot_be_measured_is_not_asked_for(text):
@@ -70,6 +80,9 @@ def test_evidence_and_answer_are_told_apart():
     assert answer_of(said.answer) == (
         "left parotid [SEG] volume: 24 mL; right parotid [SEG] volume: 22 mL", "A. left parotid"
     )  # fmt: skip
+    broken = said.answer[: said.answer.index(" Answer")]
+    assert answer_of(broken)[0] == broken.removesuffix(".") and answer_of(broken)[1] == ""
+    assert answer_of("left parotid [SEG] volume:") == ("left parotid [SEG] volume:", "")
     for text in ("A. left parotid", "The answer is A.", "Answer: A.", "It is so. Answer: A."):
         assert answer_of(text) == ("", text)
 

@@ -14,7 +14,7 @@ from data_prep.record import Evidence
 from m3d.models.processing import encode_exchange
 from m3d.train.augment import Augment
 from m3d.train.cases import Entry, prepare
-from m3d.train.exchanges import choose, mirror, narrow, place, reorder, shorten, spoken
+from m3d.train.exchanges import choose, mirror, narrow, place, reorder, shorten, shown, spoken
 
 SEG = 99
 
@@ -174,12 +174,15 @@ def test_evidence_is_told_of_the_mirrored_picture(case):
     assert {"further right by", "left parotid", "brainstem"} <= set(spoken([record]))
 
 
-def test_what_rests_on_a_structure_that_left_the_picture_is_not_asked(case):
+def test_evidence_is_shown_where_all_of_it_is_in_the_picture_and_labelled(case):
     record = next(one for one in case.records if one.target.evidence and one.target.evidence[0].names == ("brainstem",))
     labels = torch.from_numpy(case.labels).clone()
-    assert place(record, case, labels) is record
+    assert shown(record.target.evidence, case, labels)
+    other = [record.target.evidence[0].model_copy(update={"names": ("liver",)})]
+    assert not shown([*record.target.evidence, *other], case, labels)
     labels[case.mask(labels, "brainstem")[None].expand_as(labels)] = 0
-    assert place(record, case, labels) is None
+    assert not shown(record.target.evidence, case, labels)
+    assert place(record, case, labels) is record  # the question can still be answered, without evidence
 
 
 def test_given_words_are_not_learned(tokenizer_and_ids):
