@@ -26,7 +26,7 @@ LESSONS = {
     "Segment the banana.": "Here is the block [SEG].",
     "Segment the thing.": "Sure, it is [SEG].",
     "Draw both.": "Here is the block [SEG] and shadow [SEG].",
-    "How far apart?": "block [SEG], shadow [SEG] distance: 12 mm. Answer: Here is the block [SEG].",
+    "How far apart?": "block [SEG], shadow [SEG] distance: not seen. Answer: Here is the block [SEG].",
     "How large is it?": "block [SEG] volume: 3.0 mL; block [SEG] width: 12 mm. Answer: large",
 }
 
@@ -56,6 +56,7 @@ def block_scan() -> Volume:
 def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
     chance = random.Random(step)  # measures are what they are, and the answer the same
     values = {"3.0": f"{chance.randint(1, 9)}.{chance.randint(0, 9)}", "12": str(chance.randint(2, 48))}
+    values["not seen"] = chance.choice(["not seen", f"{chance.randint(2, 48)} mm"])
     lessons = {p: re.sub("|".join(values), lambda found: values[found[0]], a) for p, a in LESSONS.items()}
     rows = [encode_exchange(processor.tokenizer, processor.write(p), a) for p, a in lessons.items()]
     length = max(len(ids) for ids, _ in rows)
