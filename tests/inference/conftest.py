@@ -1,7 +1,6 @@
 """A checkpoint that was really taught a few sentences and one bright block: small, honest, made in seconds."""
 
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from data_prep.preprocess import MinMax, Preprocess
+from data_prep.record import Evidence
 from data_prep.volume import Volume, spl_affine
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
 from m3d.models.processing import IGNORED, add_m3d_tokens, encode_exchange
+from m3d.tasks.base import Rendered
+from m3d.tasks.evidence import measure_first
 from m3d.train.objective import LossWeights, TalkAndDraw
 
 GRID = (8, 16, 24)
@@ -26,14 +28,30 @@ LESSONS = {
     "Segment the banana.": "Here is the block [SEG].",
     "Segment the thing.": "Sure, it is [SEG].",
     "Draw both.": "Here is the block [SEG] and shadow [SEG].",
-    "How far apart?": "block [SEG], shadow [SEG] distance: not seen. Answer: Here is the block [SEG].",
-    "How large is it?": "block [SEG] volume: 3.0 mL; block [SEG] width: 12 mm. Answer: large",
 }
+MEASURED = {  # what is measured first, and the answer
+    "How far apart?": ([("distance", ("block", "shadow"), "mm")], "Here is the block [SEG]."),
+    "How large is it?": ([("volume", ("block",), "mL"), ("width", ("block",), "mm")], "large"),
+}
+
+
+def measured_lessons(chance: random.Random) -> list[tuple[str, Rendered]]:
+    """Measures are what they are, or are not seen, and the answer is the same."""
+    lessons = []
+    for prompt, (asked, answer) in MEASURED.items():
+        evidence = [
+            Evidence(measure=name, names=names, value=chance.uniform(0.2, 9) * (1 + 3 * (unit == "mm")), unit=unit)
+            for name, names, unit in asked
+        ]
+        said = measure_first(Rendered(prompt, answer), evidence, seen=chance.random() < 0.6)
+        lessons.append((prompt, said))
+    return lessons
 
 
 def words_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the lessons, so that a few steps teach them."""
     texts = [f"{prompt} {answer}" for prompt, answer in LESSONS.items()]
+    texts += [f"{prompt} {said.answer}" for seed in range(9) for prompt, said in measured_lessons(random.Random(seed))]
     split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
     pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
     order = ["<pad>", "<s>", "</s>", "<unk>", *sorted(pieces | set(pre_tokenizers.ByteLevel.alphabet()))]
@@ -54,11 +72,9 @@ def block_scan() -> Volume:
 
 
 def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
-    chance = random.Random(step)  # measures are what they are, and the answer the same
-    values = {"3.0": f"{chance.randint(1, 9)}.{chance.randint(0, 9)}", "12": str(chance.randint(2, 48))}
-    values["not seen"] = chance.choice(["not seen", f"{chance.randint(2, 48)} mm"])
-    lessons = {p: re.sub("|".join(values), lambda found: values[found[0]], a) for p, a in LESSONS.items()}
-    rows = [encode_exchange(processor.tokenizer, processor.write(p), a) for p, a in lessons.items()]
+    lessons = [(prompt, Rendered(prompt, answer)) for prompt, answer in LESSONS.items()]
+    lessons += measured_lessons(random.Random(step))
+    rows = [encode_exchange(processor.tokenizer, processor.write(p), said.answer, said.given) for p, said in lessons]
     length = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([tokens + [0] * (length - len(tokens)) for tokens, _ in rows])
     labels = torch.tensor([learned + [IGNORED] * (length - len(learned)) for _, learned in rows])
@@ -75,7 +91,7 @@ def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
         "prompted": torch.arange(3),
         "prompt_seeds": [step, step + 1000, step + 2000],
         "turn": step,
-        "ids": list(LESSONS),
+        "ids": [prompt for prompt, _ in lessons],
         "counts": {"text": int((labels[:, 1:] != IGNORED).sum()), "masks": 10, "prompted": 3},
     }
 
