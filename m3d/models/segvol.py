@@ -53,8 +53,17 @@ class M3DSegVolConfig(PreTrainedConfig):
         if not isinstance(config, M3DConfig):
             found: M3DSegVolConfig = cls.from_pretrained(folder)
             return found
+        return cls.within(config, str(folder))
+
+    @classmethod
+    def within(cls, config: M3DConfig, where: str) -> "M3DSegVolConfig":
+        """That of a whole model's tower and head.
+
+        Raises:
+            ValueError: It has no head.
+        """
         if config.seg is None:
-            raise ValueError(f"{folder} has no mask head (its seg_config is null); init.segvol needs one that draws")
+            raise ValueError(f"{where} has no mask head (its seg_config is null); init.segvol needs one that draws")
         return cls(vision_config=config.vision, seg_config=config.seg, text_width=config.text.hidden_size)
 
     @property

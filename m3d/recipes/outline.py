@@ -24,6 +24,7 @@ from m3d.train.text_towers import MINILM_MODULE, TextTowerConfig, minilm_folder
 
 PUBLISHED_GRID = (32, 256, 256)
 NEW_TOKENS = 4
+WHOLE = ("align", "instruct", "merge")  # stages that leave a whole model
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,10 @@ class Outline:
                 return M3DVisionConfig.from_dict(
                     json.loads((found / "config.json").read_text(encoding="utf-8"))["vision_config"]
                 )
-            sizes = self._maker(folder, where).vision
+            made = self._maker(folder, where)
+            if made.stage in WHOLE:
+                return self.whole(Init(checkpoint=folder)).vision
+            sizes = made.vision
         return (sizes or VisionSizes()).config(self.grid)
 
     def text_tower(self, text: TextTowerConfig) -> PreTrainedConfig:
@@ -128,7 +132,10 @@ class Outline:
         folder = _folder(name)
         if folder is not None:
             return M3DSegVolConfig.of(folder)
-        return self.drawing(self._maker(name, "init.segvol"))
+        made = self._maker(name, "init.segvol")
+        if made.stage in WHOLE:
+            return M3DSegVolConfig.within(self.whole(Init(checkpoint=name)), name)
+        return self.drawing(made)
 
     def drawing(self, config: Any) -> M3DSegVolConfig:  # noqa: ANN401 - pretrain_segvol's own
         """The model of pretrain_segvol."""

@@ -65,6 +65,7 @@ def test_json_says_everything_and_only_that():
         "task": "segment",
         "prompt": "Segment the left parotid.",
         "text": "Here is the left parotid [SEG].",
+        "measured": [],
         "boxes": [
             {
                 "name": "left parotid",
