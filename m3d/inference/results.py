@@ -78,8 +78,8 @@ class FoundMeasure:
     unit: str
 
     def __str__(self) -> str:
-        of = f" of {' and '.join(self.names)}" if self.names else ""
-        return f"{self.measure}{of}: {value_words(self.value, self.unit)}"
+        of = f"{', '.join(self.names)}: " if self.names else ""
+        return f"{of}{self.measure} {value_words(self.value, self.unit)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

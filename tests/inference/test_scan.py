@@ -153,7 +153,7 @@ def test_an_answer_rests_on_what_was_measured_of_its_own_masks(scan, truth):
     assert volume == FoundMeasure("volume", ("block",), pytest.approx(mask.volume_ml), "mL")
     across = np.ptp(np.argwhere(mask.array)[:, 2]) + 1  # voxels of 2 mm along the patient's left
     assert width == FoundMeasure("width", ("block",), pytest.approx(2 * across), "mm")
-    assert str(volume) == f"volume of block: {mask.volume_ml:.1f} mL"
+    assert str(volume) == f"block: volume {mask.volume_ml:.1f} mL"
     written = found.to_dict()
     assert [one["measure"] for one in written["measured"]] == ["volume", "width"]
     assert [one["name"] for one in written["masks"]] == ["block"]
@@ -206,7 +206,7 @@ def test_what_shows_nothing_is_not_measured(scan, monkeypatch):
     monkeypatch.setattr(type(scan), "_draw", nothing)
     found = scan.ask("How large is it?")
     assert [one.value for one in found.measured] == [None] * len(found.measured)
-    assert str(found.measured[0]) == "volume of block: not seen"
+    assert str(found.measured[0]) == "block: volume not seen"
 
 
 def test_an_answer_that_measures_stays_within_its_tokens_and_is_an_answer_or_nothing(scan):
