@@ -1,4 +1,4 @@
-"""Shares and ratios by hand."""
+"""Where measured answers go wrong: shares and ratios by hand."""
 
 import pytest
 from evidence import by_family, ratios
