@@ -80,9 +80,7 @@ class SampleSheet:
                 value = measured_on(volume, drawn(sequence), wanted, unit="norm01")
             return value_words(value, MEASURES[wanted.measure].unit)
 
-        whole = speak(
-            model, tokenizer, ids, measured=measured, max_new_tokens=MAX_NEW_TOKENS, features=features
-        )  # fmt: skip
+        whole = speak(model, tokenizer, ids, measured=measured, max_new_tokens=MAX_NEW_TOKENS, features=features)
         return plain_words(tokenizer, whole[0, ids.shape[1] :].tolist()), drawn(whole)
 
 

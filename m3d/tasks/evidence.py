@@ -19,7 +19,7 @@ from data_prep.record import Evidence
 from m3d.tasks.base import Rendered
 from m3d.tasks.naming import SEG
 
-__all__ = ["NOT_SEEN", "Asking", "answer_of", "asking", "measure_first", "value_words", "words_of"]
+__all__ = ["ANSWER", "NOT_SEEN", "Asking", "answer_of", "asking", "measure_first", "value_words", "words_of"]
 
 NOT_SEEN = "not seen"
 ANSWER = "Answer:"

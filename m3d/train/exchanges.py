@@ -164,8 +164,8 @@ def mirror(record: Record) -> Record:
 
 
 def _mirrored_evidence(one: Evidence) -> Evidence:
-    value = -one.value if one.measure in MEASURES and MEASURES[one.measure].flips else one.value  # others are not said
-    return one.model_copy(update={"names": _mirrored(one.names), "value": value})
+    flips = one.measure in MEASURES and MEASURES[one.measure].flips  # no other measure is ever said
+    return one.model_copy(update={"names": _mirrored(one.names), "value": -one.value if flips else one.value})
 
 
 def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
