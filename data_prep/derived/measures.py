@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 from data_prep.derived.places import distance_mm, offset_mm
 from data_prep.derived.scene import Scene
+from data_prep.derived.wording import measured
 from data_prep.draft import Measured
 
-__all__ = ["EXTENTS", "MEASURES", "OFFSETS", "Asked", "Measure", "evidence_of", "measure", "percent_smaller"]
+__all__ = ["CLOSER", "DENSER", "EXTENTS", "LARGER", "MEASURES", "OFFSETS", "Asked", "Measure", "evidence_of", "measure",
+           "percent_larger"]  # fmt: skip
 
 Asked = tuple[str, tuple[str, ...]]
 """The name of a measure, and of the structures that it is taken of."""
@@ -24,13 +26,22 @@ Asked = tuple[str, tuple[str, ...]]
 class Measure:
     """``of`` takes it of so many structures of a scene, in ``unit``; None where it cannot be known.
 
-    ``flips``: it has the other sign in the mirrored scan.
+    ``compares``: what a positive and a negative value say of the first structure, beside the second. A small language
+    model chooses by such a word where it does not by a sign, nor by two numbers side by side. ``flips``: the value has
+    the other sign in the mirrored scan.
     """
 
     num_names: int
     unit: str
     of: Callable[[Scene, Sequence[str]], float | None]
+    compares: tuple[str, str] | None = None
     flips: bool = False
+
+    def said(self, value: float) -> str:
+        """A value of it in words: "24 mL", "12 percent larger", "3 mm lower"."""
+        if self.compares is None:
+            return measured(value, self.unit)
+        return f"{measured(abs(value), self.unit)} {self.compares[int(value < 0)]}"
 
 
 def _extent(axis: int) -> Callable[[Scene, Sequence[str]], float | None]:
@@ -51,10 +62,21 @@ def _offset(axis: int) -> Callable[[Scene, Sequence[str]], float | None]:
     return of
 
 
-def percent_smaller(scene: Scene, names: Sequence[str]) -> float:
-    """By how many percent of the larger one two differ in volume."""
-    small, large = sorted(scene.known[name].voxels for name in names)
-    return 100 * (large - small) / large
+def percent_larger(scene: Scene, names: Sequence[str]) -> float:
+    """By how many percent of the larger one two differ in volume; below 0 where the first is smaller."""
+    one, other = (scene.known[name].voxels for name in names)
+    return 100 * (one - other) / max(one, other)
+
+
+def _denser(scene: Scene, names: Sequence[str]) -> float | None:
+    one, other = (scene.known[name].mean_hu for name in names)
+    return None if one is None or other is None else one - other
+
+
+def _closer(scene: Scene, names: Sequence[str]) -> float | None:
+    """By how much the first lies closer to the third than the second does."""
+    one, other = (distance_mm(scene.known[name], scene.known[names[2]]) for name in names[:2])
+    return None if one is None or other is None else other - one
 
 
 MEASURES: dict[str, Measure] = {
@@ -66,13 +88,16 @@ MEASURES: dict[str, Measure] = {
     "height": Measure(1, "mm", _extent(2)),
     "below the top": Measure(1, "%", lambda scene, names: scene.percent_down(names[0])),
     "distance": Measure(2, "mm", lambda scene, names: distance_mm(*(scene.known[name] for name in names))),
-    "difference": Measure(2, "%", percent_smaller),
-    "higher by": Measure(2, "mm", _offset(2)),
-    "further forward by": Measure(2, "mm", _offset(1)),
-    "further right by": Measure(2, "mm", _offset(0), flips=True),
+    "compared in size": Measure(2, "%", percent_larger, ("larger", "smaller")),
+    "compared in density": Measure(2, "HU", _denser, ("denser", "less dense")),
+    "compared from side to side": Measure(2, "mm", _offset(0), ("further right", "further left"), flips=True),
+    "compared from back to front": Measure(2, "mm", _offset(1), ("further forward", "further back")),
+    "compared in level": Measure(2, "mm", _offset(2), ("higher", "lower")),
+    "compared in distance": Measure(3, "mm", _closer, ("closer", "further away")),
 }
+LARGER, DENSER, CLOSER = "compared in size", "compared in density", "compared in distance"
 EXTENTS = ("width", "depth", "height")  # along R, A, S
-OFFSETS = ("further right by", "further forward by", "higher by")  # along R, A, S
+OFFSETS = ("compared from side to side", "compared from back to front", "compared in level")  # along R, A, S
 
 
 def measure(scene: Scene, name: str, structures: Sequence[str]) -> float | None:

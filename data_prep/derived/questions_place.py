@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from data_prep.boxes import Box
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged, yes_or_no
-from data_prep.derived.measures import OFFSETS
+from data_prep.derived.measures import CLOSER, OFFSETS
 from data_prep.derived.places import distance_mm, offset_mm
 from data_prep.derived.scene import Scene, some
 from data_prep.derived.wording import among, form
@@ -84,7 +84,7 @@ def closer(scene: Scene, rng: random.Random) -> Iterator[Question]:
             found.append((noun, names, middle, names[int(right < left)]))
     for noun, names, middle, answer in some(found, rng, MOST):
         text = f"Which {noun} {form(noun, 'lies', 'lie')} closer to the {middle}?"
-        yield named("closer", text, names, answer, rng, [("distance", (name, middle)) for name in names])
+        yield named("closer", text, names, answer, rng, [(CLOSER, (*names, middle))])
 
 
 def distance(scene: Scene, rng: random.Random) -> Iterator[Question]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged, yes_or_no
+from data_prep.derived.measures import DENSER
 from data_prep.derived.scene import Scene, some
 from data_prep.derived.wording import among, form, listed
 
@@ -110,5 +111,5 @@ def denser(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for pair in some(found, rng, MOST):
         names = rng.sample(pair, 2)
         answer = max(pair, key=lambda name: known[name])
-        text, evidence = f"Which is denser on average, in HU, {among(names)}?", [("density", (name,)) for name in names]
-        yield named("denser", text, names, answer, rng, evidence)
+        text = f"Which is denser on average, in HU, {among(names)}?"
+        yield named("denser", text, names, answer, rng, [(DENSER, tuple(names))])

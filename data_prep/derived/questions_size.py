@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged
-from data_prep.derived.measures import EXTENTS, Asked, percent_smaller
+from data_prep.derived.measures import EXTENTS, LARGER, percent_larger
 from data_prep.derived.scene import LARGER_BY, Scene, some
 from data_prep.derived.wording import among, form, plural
 
@@ -31,8 +31,8 @@ def larger(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for noun, names in some(open_, rng, MOST):
         answer = scene.larger(*names)
         if answer:
-            text, evidence = f"Which {noun} {form(noun, 'is', 'are')} larger?", _each("volume", names)
-            yield named("larger", text, names, answer, rng, evidence)
+            text = f"Which {noun} {form(noun, 'is', 'are')} larger?"
+            yield named("larger", text, names, answer, rng, [(LARGER, names)])
 
 
 def comparison(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -42,7 +42,8 @@ def comparison(scene: Scene, rng: random.Random) -> Iterator[Question]:
         answer = scene.larger(*pair)
         assert answer
         names = rng.sample(pair, 2)
-        yield named("comparison", f"Which is larger, {among(names)}?", names, answer, rng, _each("volume", names))
+        text = f"Which is larger, {among(names)}?"
+        yield named("comparison", text, names, answer, rng, [(LARGER, tuple(names))])
 
 
 def _comparable(scene: Scene, first: str, second: str) -> bool:
@@ -68,7 +69,8 @@ def extreme(scene: Scene, rng: random.Random) -> Iterator[Question]:
         fours = [pool[start : start + 4] for start in range(len(pool) - 3)]
         for four in some([four for four in fours if _stands_out(scene, four)], rng, MOST // 2):
             names = rng.sample(four, 4)
-            yield named(which, f"Which is the {which}: {among(names)}?", names, four[0], rng, _each("volume", names))
+            text, evidence = f"Which is the {which}: {among(names)}?", [("volume", (name,)) for name in names]
+            yield named(which, text, names, four[0], rng, evidence)
 
 
 def _stands_out(scene: Scene, four: list[str]) -> bool:
@@ -118,11 +120,6 @@ def asymmetry(scene: Scene, rng: random.Random) -> Iterator[Question]:
     for noun, bounds in quarters.ASYMMETRY_PERCENT.items():
         if noun in scene.pairs:
             text = f"By how many percent of the larger one do the {plural(noun)} differ in volume?"
-            percent, quantity = percent_smaller(scene, scene.pairs[noun]), f"asymmetry of the {plural(noun)}"
-            evidence = "difference", scene.pairs[noun]
+            percent, quantity = abs(percent_larger(scene, scene.pairs[noun])), f"asymmetry of the {plural(noun)}"
+            evidence = LARGER, scene.pairs[noun]
             yield ranged("asymmetry", text, percent, bounds, quantity=quantity, unit="%", evidence=evidence)
-
-
-def _each(measure: str, names: Sequence[str]) -> list[Asked]:
-    """One measure of several structures."""
-    return [(measure, (name,)) for name in names]

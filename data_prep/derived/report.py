@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_prep.derived import quarters
-from data_prep.derived.measures import Asked, evidence_of, percent_smaller
+from data_prep.derived.measures import LARGER, OFFSETS, Asked, evidence_of, percent_larger
 from data_prep.derived.places import offset_mm
 from data_prep.derived.scene import Pose, Scene, draft, pose_of
 from data_prep.derived.wording import form, is_plural, listed, millilitres, tens, towards
@@ -65,9 +65,9 @@ def _evidence(scene: Scene) -> Iterator[Asked]:
         yield "scan length", ()
     yield from (("volume", (name,)) for name in _sizes(scene))
     for names in _uneven(scene):
-        yield from ((how, names) for how in ("difference", "higher by", "further forward by"))
+        yield from ((how, names) for how in (LARGER, OFFSETS[2], OFFSETS[1]))
     sideways = [pair for pair in quarters.SIDEWAYS if set(pair) <= set(scene.whole)]
-    yield from (("further right by", pair) for pair in sideways)
+    yield from ((OFFSETS[0], pair) for pair in sideways)
 
 
 def _volumes(scene: Scene) -> Iterator[str]:
@@ -114,7 +114,9 @@ def _larger(scene: Scene) -> Iterator[str]:
 
 def _uneven(scene: Scene) -> list[tuple[str, str]]:
     """Left and right structures, the most different first, when there are many."""
-    return sorted(scene.pairs.values(), key=lambda names: percent_smaller(scene, names), reverse=True)[:MOST_COMPARED]
+    return sorted(scene.pairs.values(), key=lambda names: abs(percent_larger(scene, names)), reverse=True)[
+        :MOST_COMPARED
+    ]
 
 
 def _compared(scene: Scene) -> Iterator[Said]:
@@ -122,11 +124,8 @@ def _compared(scene: Scene) -> Iterator[Said]:
     for names in _uneven(scene):
         small, large = sorted(names, key=lambda name: scene.known[name].voxels)
         if scene.larger(*names):
-            have = form(small, "has", "have")
-            yield (
-                f"The {small} {have} {round(percent_smaller(scene, names))} percent less volume than the {large}.",
-                _ANY,
-            )
+            have, percent = form(small, "has", "have"), round(percent_larger(scene, (large, small)))
+            yield f"The {small} {have} {percent} percent less volume than the {large}.", _ANY
         else:
             yield f"The {names[0]} and the {names[1]} are of similar size.", _ANY
         offset = offset_mm(scene.known[names[0]], scene.known[names[1]])

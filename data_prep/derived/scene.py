@@ -19,7 +19,7 @@ from data_prep.volume import closest_axes
 
 __all__ = ["DERIVATION", "LARGER_BY", "Pose", "Scene", "draft", "pose_of", "some"]
 
-DERIVATION = "masks+header/5"
+DERIVATION = "masks+header/6"
 Pose: TypeAlias = Literal["any", "fixed"]
 """Whether a statement stays true when the patient is turned or moved in the scan a little: "fixed" where it does not.
 

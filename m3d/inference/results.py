@@ -79,7 +79,7 @@ class FoundMeasure:
 
     def __str__(self) -> str:
         of = f"{', '.join(self.names)}: " if self.names else ""
-        return f"{of}{self.measure} {value_words(self.value, self.unit)}"
+        return f"{of}{self.measure} {value_words(self.measure, self.value)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

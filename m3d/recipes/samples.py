@@ -10,7 +10,6 @@ import torch
 from monai.metrics.meandice import compute_dice
 
 from data_prep.boxes import Box
-from data_prep.derived.measures import MEASURES
 from data_prep.store import unpack
 from data_prep.volume import Volume, spl_affine
 from m3d.inference.measuring import measured_on, plain_words, speak
@@ -78,7 +77,7 @@ class SampleSheet:
             volume, value = _placed(case, pixels), None
             if volume is not None:
                 value = measured_on(volume, drawn(sequence), wanted, unit="norm01")
-            return value_words(value, MEASURES[wanted.measure].unit)
+            return value_words(wanted.measure, value)
 
         whole = speak(model, tokenizer, ids, measured=measured, max_new_tokens=MAX_NEW_TOKENS, features=features)
         return plain_words(tokenizer, whole[0, ids.shape[1] :].tolist()), drawn(whole)

@@ -14,7 +14,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from data_prep.derived.measures import MEASURES
-from data_prep.derived.wording import measured
 from data_prep.record import Evidence
 from m3d.tasks.base import Rendered
 from m3d.tasks.naming import SEG
@@ -34,9 +33,9 @@ class Asking:
     names: tuple[str, ...]
 
 
-def value_words(value: float | None, unit: str) -> str:
-    """A measure as it stands in an answer."""
-    return NOT_SEEN if value is None else measured(value, unit)
+def value_words(measure: str, value: float | None) -> str:
+    """A value of a measure as it stands in an answer."""
+    return NOT_SEEN if value is None else MEASURES[measure].said(value)
 
 
 def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = True) -> Rendered:
@@ -58,7 +57,7 @@ def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = 
     for number, one in enumerate(evidence):
         names = "".join(f"{', ' if turn else ''}{name} {SEG}" for turn, name in enumerate(one.names))
         text += f"{'; ' if number else ''}{names}{' ' if names else ''}{one.measure}:"
-        value = value_words(one.value if seen else None, one.unit)
+        value = value_words(one.measure, one.value if seen else None)
         given.append((len(text), len(text) + 1 + len(value)))
         text += f" {value}"
         masks += one.names

@@ -139,7 +139,7 @@ def test_drafts_carry_the_mark_of_their_family():
             assert one.meta["pose"] == "fixed"
         elif one.meta.get("description") != "facts":
             assert "pose" not in one.meta
-    assert {one.meta["derivation"] for one in drafts} == {"masks+header/5"}
+    assert {one.meta["derivation"] for one in drafts} == {"masks+header/6"}
 
 
 @pytest.mark.parametrize(

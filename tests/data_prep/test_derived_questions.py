@@ -370,7 +370,7 @@ def test_boxes_and_masks_are_given_by_name():
 def test_every_draft_says_how_it_was_made_and_a_seed_fixes_all():
     case = world(HEAD, absent=("trachea",), complete=True)
     drafts = derived_drafts(case, random.Random(7))
-    assert {one.meta["derivation"] for one in drafts} == {"masks+header/5"}
+    assert {one.meta["derivation"] for one in drafts} == {"masks+header/6"}
     assert {one.template for one in drafts} == {
         "m3d.report", "m3d.retrieval", "m3d.vqa.closed", "m3d.vqa.open", "m3d.rec.box3d", "m3d.reg", "m3d.seg.sem",
         "m3d.seg.ref",

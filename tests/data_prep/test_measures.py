@@ -25,11 +25,17 @@ LEFT, RIGHT = "left parotid", "right parotid"
         ("height", (RIGHT,), 50),
         ("below the top", ("brainstem",), 22.5),  # the middle of 35 to 75 mm is 45 mm below the top, at 100 mm
         ("distance", ("brainstem", "spinal cord"), (20**2 + 67.5**2) ** 0.5),
-        ("difference", (LEFT, RIGHT), 100 * (60 - 28) / 60),
-        ("difference", (RIGHT, LEFT), 100 * (60 - 28) / 60),
-        ("higher by", (LEFT, RIGHT), 10),
-        ("further forward by", (LEFT, RIGHT), 7.5),
-        ("further right by", (LEFT, RIGHT), -115),
+        ("compared in size", (LEFT, RIGHT), -100 * (60 - 28) / 60),
+        ("compared in size", (RIGHT, LEFT), 100 * (60 - 28) / 60),
+        ("compared in density", ("mandible", "brainstem"), 700 - 30),
+        ("compared in level", (LEFT, RIGHT), 10),
+        ("compared from back to front", (LEFT, RIGHT), 7.5),
+        ("compared from side to side", (LEFT, RIGHT), -115),
+        (
+            "compared in distance",
+            ("brainstem", LEFT, "spinal cord"),
+            (60**2 + 52.5**2 + 22.5**2) ** 0.5 - (20**2 + 67.5**2) ** 0.5,
+        ),
     ],
 )
 @pytest.mark.parametrize("codes", ["RAS", "SPL"])
@@ -67,32 +73,33 @@ def test_the_answer_of_a_question_with_a_value_is_its_evidence(blocks):
             assert all(MEASURES[each.measure].unit == each.unit for each in one.evidence)
             if one.value is not None:
                 (only,) = one.evidence
-                assert only.value == one.value
+                assert one.value == (abs(only.value) if one.subtask == "asymmetry" else only.value)
                 if one.task == "vqa.open":
-                    assert one.text == measured(only.value, only.unit)
+                    assert one.text == measured(one.value, only.unit)
             elif one.task == "vqa.closed":
                 answer = one.options[one.choice]
                 if len(one.evidence) == len(one.options):
                     values = [each.value for each in one.evidence]
-                    end = min if one.subtask in ("smallest", "closer") else max
+                    end = min if one.subtask == "smallest" else max
                     chosen = one.evidence[values.index(end(values))]
                     extents = {"width": "left to right", "depth": "front to back", "height": "top to bottom"}
                     assert answer == extents.get(chosen.measure, chosen.names[0])
                 else:
-                    (offset,) = one.evidence
-                    wanted = offset.value > 0
+                    (compared,) = one.evidence
+                    first = compared.value > 0
+                    assert MEASURES[compared.measure].compares is not None
                     if one.subtask == "sideways" and "patient's left" in one.slots["question"]:
-                        wanted = not wanted
-                    assert answer == offset.names[0 if wanted else 1]
+                        first = not first
+                    assert answer == compared.names[0 if first else 1]
     assert {"volume", "distance", "higher", "denser"} <= seen or {"denser", "height"} <= seen
 
 
 def test_a_report_brings_all_that_its_sentences_rest_on():
     (report,) = derived_drafts(world(HEAD), random.Random(0), kinds=("report",))
     assert Measured("volume", ("mandible",), 144.0, "mL") in report.evidence
-    assert Measured("higher by", (LEFT, RIGHT), 10.0, "mm") in report.evidence
+    assert Measured("compared in level", (LEFT, RIGHT), 10.0, "mm") in report.evidence
     assert "The left parotid lies 10 mm higher than the right parotid." in report.text
-    offset = Measured("further right by", ("brainstem", "mandible"), -5.0, "mm")
+    offset = Measured("compared from side to side", ("brainstem", "mandible"), -5.0, "mm")
     assert offset in report.evidence and "lies 5 mm to the left of that of the mandible" in report.text
-    small = Measured("further right by", ("brainstem", "spinal cord"), 0.0, "mm")
+    small = Measured("compared from side to side", ("brainstem", "spinal cord"), 0.0, "mm")
     assert small in report.evidence  # measured, and too small for a sentence

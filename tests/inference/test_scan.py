@@ -168,7 +168,7 @@ def test_the_model_reads_the_values_that_were_measured(scan, monkeypatch):
     ids = read[-1]
     asked = len(tokenizer(scan.processor.write("How large is it?"))["input_ids"])
     said = plain_words(tokenizer, ids[0, asked:].tolist())
-    values = [f" {value_words(one.value, one.unit)}" for one in found.measured]
+    values = [f" {value_words(one.measure, one.value)}" for one in found.measured]
     assert said == f"block [SEG] volume:{values[0]}; block [SEG] width:{values[1]}. Answer: large"
     with torch.inference_mode():
         logits = model(input_ids=ids, mm_encoder_outputs={"image": scan.features}).logits[0]

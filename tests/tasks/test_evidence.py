@@ -44,7 +44,25 @@ def test_what_nothing_could_measure_at_use_is_not_taught(wrong):
 def test_where_nothing_is_seen_the_values_say_so():
     said = measure_first(SAID, [LEFT], seen=False)
     assert said.answer == "left parotid [SEG] volume: not seen. Answer: A. left parotid"
-    assert value_words(None, "mL") == "not seen" and value_words(-0.3, "%") == "0 percent"
+    assert value_words("volume", None) == value_words("compared in size", None) == "not seen"
+
+
+@pytest.mark.parametrize(
+    ("measure", "value", "words"),
+    [
+        ("volume", 24.4, "24 mL"),
+        ("density", -31.4, "-31 HU"),
+        ("compared in size", 12.4, "12 percent larger"),
+        ("compared in size", -12.4, "12 percent smaller"),
+        ("compared in density", -7.0, "7 HU less dense"),
+        ("compared from side to side", 8.0, "8 mm further right"),
+        ("compared from side to side", -8.0, "8 mm further left"),
+        ("compared in level", 0.0, "0 mm higher"),
+        ("compared in distance", -3.6, "4 mm further away"),
+    ],
+)
+def test_a_comparison_is_said_in_words(measure, value, words):
+    assert value_words(measure, value) == words
 
 
 @pytest.mark.parametrize("evidence", [[LEFT], [LEFT, RIGHT], [LENGTH], [APART, LEFT], [LENGTH, APART, RIGHT]])

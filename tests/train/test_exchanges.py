@@ -160,8 +160,9 @@ def test_a_mirrored_picture_is_told_mirrored(case):
 
 
 def test_evidence_is_told_of_the_mirrored_picture(case):
-    offset = {"measure": "further right by", "names": ("left parotid", "brainstem"), "value": -40.0, "unit": "mm"}
-    height = {"measure": "higher by", "names": ("left parotid", "right parotid"), "value": 5.0, "unit": "mm"}
+    aside, level = "compared from side to side", "compared in level"
+    offset = {"measure": aside, "names": ("left parotid", "brainstem"), "value": -40.0, "unit": "mm"}
+    height = {"measure": level, "names": ("left parotid", "right parotid"), "value": 5.0, "unit": "mm"}
     record = next(one for one in case.records if one.task == "vqa.open")
     evidence = tuple(Evidence(**one) for one in (offset, height))
     record = record.model_copy(update={"target": record.target.model_copy(update={"evidence": evidence})})
@@ -171,7 +172,7 @@ def test_evidence_is_told_of_the_mirrored_picture(case):
         (("right parotid", "left parotid"), 5.0),
     ]
     assert mirror(other) == record
-    assert {"further right by", "left parotid", "brainstem"} <= set(spoken([record]))
+    assert {aside, "left parotid", "brainstem"} <= set(spoken([record]))
 
 
 def test_evidence_is_shown_where_all_of_it_is_in_the_picture_and_labelled(case):
