@@ -240,11 +240,14 @@ class Labels(_Part):
 
 
 class Evidence(_Part):
-    """What was measured to know an answer (`data_prep.derived.measures`); a measure of the scan has no names."""
+    """What was measured to know an answer (`data_prep.derived.measures`); a measure of the scan has no names.
+
+    ``value`` is None where a model looked for the structures and saw none of them.
+    """
 
     measure: Words
     names: tuple[Words, ...] = ()
-    value: float
+    value: float | None
     unit: Words
 
 

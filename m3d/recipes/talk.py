@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from m3d.models import M3DForConditionalGeneration
 from m3d.recipes.build import Built, Init, build
 from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.handover import Kind, kind_of, save_model
+from m3d.recipes.own_evidence import Drawer, Values, inherited, own_evidence
 from m3d.recipes.parts import Parts, apply
 from m3d.recipes.preflight import check_stores
 from m3d.tasks import check_tasks
@@ -111,6 +112,8 @@ class ExchangesConfig(StoresConfig):
             nothing is drawn, it looks at each such picture once and its tokens stay in memory, 2 bytes a number.
         measured: Share of the answers that draw and measure what they rest on first, where the record has evidence.
         unseen: Share of these in which the masks show nothing, so that an answer does without values, too.
+        evidence: What was measured: "truth"; "own", what the model's own masks give when the stage begins; or
+            "inherited", what they gave the stage of ``init.checkpoint``.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -125,11 +128,14 @@ class ExchangesConfig(StoresConfig):
     looks: int = 0
     measured: float = 0.0
     unseen: float = 0.0
+    evidence: Literal["truth", "own", "inherited"] = "truth"
 
     def __post_init__(self) -> None:
-        """Refuse tasks that are none."""
+        """Refuse tasks that are none, and another kind of evidence."""
         super().__post_init__()
         check_tasks(self.weights, "data.weights")
+        if self.evidence not in ("truth", "own", "inherited"):
+            raise ValueError(f"data.evidence={self.evidence!r} is not one of truth, own, inherited")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +208,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         vision, shown = built.model.config.vision, sum(len(group.cases) for group in config.data.groups())
         refuse_large(shown, config.data.looks, math.prod(vision.grid), vision.hidden_size)
     optim = replace(config.optim, seed=config.seed)
+    values = _own_evidence(config, built)
     collate = Collator(
         processor=built.processor,
         packing=config.data.packing,
@@ -210,7 +217,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     )
     judge = judge_of(
         config.data,
-        exchanges(config, built, None),
+        exchanges(config, built, None, values),
         collate,
         objective,
         built.model,
@@ -221,7 +228,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     return train(
         config,
         objective,
-        dataset(config.data, exchanges(config, built, config.augment), optim, config.seed),
+        dataset(config.data, exchanges(config, built, config.augment, values), optim, config.seed),
         collate,
         optim,
         save=lambda folder: save_model(folder, built.model, built.processor, kind=config.saved, lora=config.parts.lora),
@@ -242,8 +249,22 @@ def _check_kind(config: TalkConfig) -> None:
         )
 
 
-def exchanges(config: TalkConfig, built: Built, augment: Augment | None) -> Exchanges:
-    """What is drawn of a case."""
+def _own_evidence(config: TalkConfig, built: Built) -> Values:
+    """What the model's own masks give, where that is wanted."""
+    if config.data.evidence == "truth":
+        return {}
+    if config.data.evidence == "inherited":
+        return inherited(config.init.checkpoint)
+    output = Path(config.output)
+    if engines.rank() == 0:  # before anything is written into another run's folder
+        begun(output, config, begin_manifest(config, stores=config.data.stores, parents=config.parents()))
+    cases = [case for group in (*config.data.groups(), *config.data.judged_groups()) for case in group.cases]
+    draw = Drawer(built.model, built.processor, bf16=config.optim.bf16)
+    return own_evidence(draw, cases, output)
+
+
+def exchanges(config: TalkConfig, built: Built, augment: Augment | None, values: Values) -> Exchanges:
+    """What is drawn of a case, with ``values`` for its evidence where they are not the truth's."""
     data = config.data
     return Exchanges(
         processor=built.processor,
@@ -258,6 +279,7 @@ def exchanges(config: TalkConfig, built: Built, augment: Augment | None) -> Exch
         looks=data.looks if augment is not None else 1,
         measured=data.measured,
         unseen=data.unseen,
+        values=values,
     )
 
 

@@ -165,7 +165,8 @@ def mirror(record: Record) -> Record:
 
 def _mirrored_evidence(one: Evidence) -> Evidence:
     flips = one.measure in MEASURES and MEASURES[one.measure].flips  # no other measure is ever said
-    return one.model_copy(update={"names": _mirrored(one.names), "value": -one.value if flips else one.value})
+    value = -one.value if flips and one.value is not None else one.value
+    return one.model_copy(update={"names": _mirrored(one.names), "value": value})
 
 
 def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
@@ -174,6 +175,14 @@ def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
     if isinstance(value, dict):
         return {key: _mirrored(one) for key, one in value.items()}
     return type(value)(map(_mirrored, value)) if isinstance(value, (list, tuple)) else value
+
+
+def as_measured(record: Record, values: Sequence[float | None]) -> Record:
+    """The record with other values of its evidence, in their order."""
+    evidence = tuple(
+        one.model_copy(update={"value": value}) for one, value in zip(record.target.evidence or (), values, strict=True)
+    )
+    return record.model_copy(update={"target": record.target.model_copy(update={"evidence": evidence})})
 
 
 def shown(evidence: Sequence[Evidence], case: TrainingCase, labels: Tensor) -> bool:

@@ -26,7 +26,19 @@ from m3d.tasks.codecs import BoxCodec
 from m3d.tasks.evidence import measure_first
 from m3d.train.augment import Augment, Augmented
 from m3d.train.cases import Arrays, TrainingCase, holds_in_one_pose, to_tensors
-from m3d.train.exchanges import Exchange, box_targets, choose, mirror, narrow, place, reorder, shorten, shown, spoken
+from m3d.train.exchanges import (
+    Exchange,
+    as_measured,
+    box_targets,
+    choose,
+    mirror,
+    narrow,
+    place,
+    reorder,
+    shorten,
+    shown,
+    spoken,
+)
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +135,7 @@ class Exchanges:
         looks: In how many ways each volume is varied; 0 for anew at every visit.
         measured: Share of the answers that measure what they rest on first, where that is known.
         unseen: Share of these whose values are not seen, so that an answer does without, too.
+        values: Of a record's evidence, by its id, where others than its own are given (`m3d.recipes.own_evidence`).
     """
 
     processor: M3DProcessor
@@ -137,6 +150,7 @@ class Exchanges:
     looks: int = 0
     measured: float = 0.0
     unseen: float = 0.0
+    values: Mapping[str, Sequence[float | None]] = field(default_factory=dict, repr=False)
     warned: Counter[str] = field(default_factory=Counter, repr=False, compare=False, init=False)
 
     def __post_init__(self) -> None:
@@ -203,7 +217,9 @@ class Exchanges:
         """Draw records, move the picture, write them true of it."""
         case, rng = look.case, look.rng
         numbers, moving, picture = self._choose(case, rng)
-        records = case.records_at(numbers)
+        records = [
+            as_measured(one, self.values[one.id]) if one.id in self.values else one for one in case.records_at(numbers)
+        ]
         everything = self.whole_first and bool(case.entries[numbers[0]].masks)
         asked = [
             reorder(record, rng) if everything and turn == 0 else narrow(record, rng, self.most)
