@@ -1,7 +1,18 @@
-"""What the released evaluation computes, defects included, so that published numbers can be compared (DESIGN 7)."""
+"""What the released evaluation computes, defects included, so that published numbers can be compared (DESIGN 7).
+
+Each docstring says where a correct measure would differ.
+"""
+
+import re
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+__all__ = ["box_in", "enclosing_iou", "says_letter", "soft_dice"]
+
+_NUMBER = r"[-+]?[0-9]*\.?[0-9]+"
+_BOX = re.compile(rf"\[({_NUMBER}(?:, {_NUMBER}){{5}})\]")
 
 
 def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
@@ -14,3 +25,32 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     truth = target.float().clamp(min=0).flatten(1)
     overlap = (probability * truth).sum(dim=1)
     return (2 * overlap / (probability.sum(dim=1) + truth.sum(dim=1) + 1)).mean()
+
+
+def box_in(text: str) -> tuple[float, ...] | None:
+    """The first box of an answer: six plain numbers in brackets with exactly ``", "`` between them (REFERENCE A5).
+
+    Anything else is no box, however plainly it is meant as one; nor has a number an exponent.
+    """
+    found = _BOX.search(text)
+    return None if found is None else tuple(float(number) for number in found.group(1).split(", "))
+
+
+def enclosing_iou(said: Sequence[float] | None, truth: Sequence[float] | None) -> float:
+    """The released "IoU" of two boxes ``(d0, h0, w0, d1, h1, w1)``: overlap by the volume of the box around both.
+
+    That is less than a true IoU wherever the boxes do not lie along one axis; -1 where either box is missing.
+    """
+    if said is None or truth is None:
+        return -1.0
+    overlap, around = 1.0, 1.0
+    for axis in range(3):
+        low, high = (said[axis], said[axis + 3]), (truth[axis], truth[axis + 3])
+        overlap *= max(0.0, min(low[1], high[1]) - max(low[0], high[0]))
+        around *= max(low[1], high[1]) - min(low[0], high[0])
+    return overlap / (around + 1e-6)
+
+
+def says_letter(text: str, letter: str) -> bool:
+    """The released accuracy of closed questions: ``"A."`` stands anywhere in the answer, also within a word."""
+    return f"{letter}." in text

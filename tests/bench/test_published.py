@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m3d.bench.published import soft_dice
+from m3d.bench.published import box_in, enclosing_iou, says_letter, soft_dice
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "losses"
 INPUTS, OUTPUTS = load_file(FOLDER / "inputs.safetensors"), load_file(FOLDER / "outputs.safetensors")
@@ -26,3 +26,38 @@ def test_soft_dice_punishes_a_mask_that_is_right_once_thresholded():
     by_hand = 2 * 500 * p / (500 * p + 500 * q + 500 + 1)
     assert soft_dice(logits, target).item() == pytest.approx(by_hand.item())
     assert by_hand < 0.53
+
+
+@pytest.mark.parametrize(
+    ("text", "box"),
+    [
+        ("It is at [0.1, 0.2, 0.3, 0.4, 0.5, 0.6].", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)),
+        ("[0, 0, 0, 1, 1, 1] or [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]", (0, 0, 0, 1, 1, 1)),  # the first
+        ("[-.5, +0.2, 0.3, 0.4, 0.5, 0.6]", (-0.5, 0.2, 0.3, 0.4, 0.5, 0.6)),
+        ("[0.1,0.2,0.3,0.4,0.5,0.6]", None),
+        ("[0.1,  0.2, 0.3, 0.4, 0.5, 0.6]", None),
+        ("[ 0.1, 0.2, 0.3, 0.4, 0.5, 0.6 ]", None),
+        ("(0.1, 0.2, 0.3, 0.4, 0.5, 0.6)", None),
+        ("[1e-1, 0.2, 0.3, 0.4, 0.5, 0.6]", None),
+        ("[0.1, 0.2, 0.3, 0.4]", None),
+        ("", None),
+    ],
+)
+def test_only_a_box_to_the_letter_is_one(text, box):
+    assert box_in(text) == box
+
+
+def test_the_released_iou_is_that_of_the_enclosing_box():
+    one, other = (0, 0, 0, 0.4, 0.4, 0.4), (0.2, 0.2, 0.2, 0.6, 0.6, 0.6)
+    assert enclosing_iou(one, other) == pytest.approx(0.2**3 / (0.6**3 + 1e-6), abs=1e-9)  # true IoU: 0.2^3 / 0.12
+    assert enclosing_iou(one, one) == pytest.approx(0.064 / (0.064 + 1e-6), abs=1e-9)
+    assert enclosing_iou(one, (0.5, 0, 0, 0.9, 0.4, 0.4)) == 0  # apart
+    assert enclosing_iou(one, (0, 0, 0.1, 0.4, 0.4, 0.5)) == pytest.approx(
+        0.3 / 0.5, abs=1e-4
+    )  # one axis: the true one
+    assert enclosing_iou(None, one) == enclosing_iou(one, None) == -1
+
+
+def test_a_letter_counts_wherever_it_stands():
+    assert says_letter("A. left parotid", "A") and says_letter("The answer is vitamin A.", "A")
+    assert not says_letter("A left parotid", "A") and not says_letter("(a)", "A") and not says_letter("B.", "A")
