@@ -242,12 +242,12 @@ class Labels(_Part):
 class Evidence(_Part):
     """What was measured to know an answer (`data_prep.derived.measures`); a measure of the scan has no names.
 
-    ``value`` is None where a model looked for the structures and saw none of them.
+    Of a measure that compares, ``value`` tells of the first structure beside the second, and has a sign.
     """
 
     measure: Words
     names: tuple[Words, ...] = ()
-    value: float | None
+    value: float
     unit: Words
 
 

@@ -15,8 +15,8 @@ from data_prep.derived.scene import Scene
 from data_prep.derived.wording import measured
 from data_prep.draft import Measured
 
-__all__ = ["CLOSER", "DENSER", "EXTENTS", "LARGER", "MEASURES", "OFFSETS", "Asked", "Measure", "evidence_of", "measure",
-           "percent_larger"]  # fmt: skip
+__all__ = ["BELOW_TOP", "CLOSER", "DENSER", "EXTENTS", "LARGER", "MEASURES", "OFFSETS", "Asked", "Measure",
+           "evidence_of", "measure", "percent_larger"]  # fmt: skip
 
 Asked = tuple[str, tuple[str, ...]]
 """The name of a measure, and of the structures that it is taken of."""
@@ -95,6 +95,7 @@ MEASURES: dict[str, Measure] = {
     "compared in level": Measure(2, "mm", _offset(2), ("higher", "lower")),
     "compared in distance": Measure(3, "mm", _closer, ("closer", "further away")),
 }
+BELOW_TOP = "below the top"  # a share of the scan's length
 LARGER, DENSER, CLOSER = "compared in size", "compared in density", "compared in distance"
 EXTENTS = ("width", "depth", "height")  # along R, A, S
 OFFSETS = ("compared from side to side", "compared from back to front", "compared in level")  # along R, A, S

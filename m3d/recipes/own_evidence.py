@@ -3,9 +3,14 @@
 Masks err in ways of their own: one structure is drawn too large in everybody, another's edge is never found. Who
 learned from the truth's values alone takes such a value at its word; who learned from these knows what it tends to
 mean. On the grid of the store both masks are measured, and the difference is added to the value of the record, which
-was measured on the scan itself: what the grid alone does to a value is in neither. Ours; M3D-LaMed measures nothing.
+was measured on the scan itself: what the grid alone does to a value is in neither. Densities differ less than they will
+at use where voxels lie beyond the store's limits of intensity. Ours; M3D-LaMed measures nothing.
+
+``OUTPUT/own_evidence/RUN-RANK.jsonl`` has a line for each scan. RUN tells what was drawn, by which weights, so that the
+values of another run are never read.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -21,12 +26,14 @@ import torch
 from tqdm import tqdm
 
 from data_prep.case import Case, Unit, layered
-from data_prep.derived.measures import measure
+from data_prep.derived.measures import BELOW_TOP, MEASURES, measure
 from data_prep.derived.scene import Scene
-from data_prep.record import Record
-from data_prep.volume import Volume
+from data_prep.record import Evidence, Record
+from data_prep.store import StoredImage
+from data_prep.volume import Volume, closest_axes
 from m3d.models import M3DForConditionalGeneration, M3DProcessor
 from m3d.models.processing import encode_exchange
+from m3d.recipes.checkpoints import read_manifest
 from m3d.tasks.naming import SEG
 from m3d.tasks.wordings import Phrases
 from m3d.train import engines
@@ -38,10 +45,9 @@ log = logging.getLogger(__name__)
 
 FOLDER = "own_evidence"
 MOST_AT_ONCE = 8
-
+Masks = Mapping[str, npt.NDArray[np.bool_]]
 Values = Mapping[str, tuple[float | None, ...]]
 """What was measured for each record's evidence, in its order, by the record's id; None where nothing was seen."""
-Masks = Mapping[str, npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,44 +82,115 @@ class Drawer:
         return drawn
 
 
-def own_evidence(draw: Drawer, cases: Sequence[TrainingCase], output: Path) -> Values:
-    """What the model's own masks give for the evidence of the cases' records, kept in a stage's output, drawn once.
+# -- what is measured -----------------------------------------------------------------------------------------------
 
-    Processes share the cases and wait for each other's; what a run that was stopped has left is read.
+
+def own_values(case: TrainingCase, draw: Drawer) -> dict[str, list[float | None]]:
+    """A case's evidence by record; of records whose structures are not labelled on the grid, none.
 
     Raises:
-        ValueError: The model draws nothing.
+        ValueError: A record rests on a measure that is none of ours.
+    """
+    labels = case.tensors()[1]
+    true = {name: case.mask(labels, name).numpy() for name in case.image.names.values()}
+    true = {name: mask for name, mask in true.items() if mask.any()}
+    records = [one for one in case.records_at(range(len(case.entries))) if one.target.evidence]
+    records = [one for one in records if _named(one) <= true.keys()]
+    if not records:
+        return {}
+    drawn = draw(case, sorted(set().union(*map(_named, records))))
+    own, truth = _scene(case, {name: mask for name, mask in drawn.items() if mask.any()}), _scene(case, true)
+    longer = _grid_by_scan(case.image)
+    return {
+        record.id: [_value(own, truth, one, record.id, longer) for one in record.target.evidence or ()]
+        for record in records
+    }
+
+
+def _named(record: Record) -> set[str]:
+    return {name for one in record.target.evidence or () for name in one.names}
+
+
+def _value(own: Scene, truth: Scene, one: Evidence, where: str, longer: float) -> float | None:
+    """What own masks give in place of a true value."""
+    if one.measure not in MEASURES:
+        raise ValueError(f"{where}: {one.measure!r} is no measure of ours; `m3d data prepare` its store again")
+    drawn, true = (measure(scene, one.measure, one.names) for scene in (own, truth))
+    if true is None:  # on this grid it cannot be measured at all
+        return one.value
+    if drawn is None:
+        return None
+    return round(one.value + (drawn - true) * (longer if one.measure == BELOW_TOP else 1), 2)
+
+
+def _scene(case: TrainingCase, masks: Masks) -> Scene:
+    """What can be known of masks on a prepared case's grid."""
+    image, pixels = case.image, case.tensors()[0].numpy()
+    limits = image.media.intensity
+    low, high = limits.lo or 0.0, 1.0 if limits.hi is None else limits.hi
+    volume = Volume((pixels * (high - low) + low).astype(np.float32), image.affine)
+    labels, names = layered(masks) if masks else (np.zeros((1, *volume.shape), np.uint8), {})
+    unit: Unit = "HU" if limits.of == "HU" else "arbitrary"
+    return Scene.of(
+        Case(id=case.id, patient_id="", volume=volume, labels=labels, names=names, unit=unit, placed=image.placed)
+    )
+
+
+def _grid_by_scan(image: StoredImage) -> float:
+    """How much longer the grid is than the scan along the body, of which places are shares."""
+
+    def length(affine: npt.NDArray[np.float64], shape: Sequence[int]) -> float:
+        axis = next(i for i, (patient, _) in enumerate(closest_axes(affine)) if patient == 2)
+        return float(np.linalg.norm(affine[:3, axis]) * shape[axis])
+
+    return length(image.affine, image.media.shape) / length(image.scan_affine, image.way.scan_shape)
+
+
+# -- kept -----------------------------------------------------------------------------------------------------------
+
+
+def own_evidence(draw: Drawer, cases: Sequence[TrainingCase], output: Path, facts: Mapping[str, Any]) -> Values:
+    """What the model's own masks give for the evidence of the cases' records: drawn once, kept in a stage's output.
+
+    Processes share the cases and wait for each other's; what a run that was stopped has left is read. ``facts`` are
+    those of the stage's manifest.
+
+    Raises:
+        ValueError: The model draws nothing, or a record rests on a measure that is none of ours.
     """
     if draw.model.seg_head is None:
         raise ValueError("data.evidence=own needs a model that draws: init has no mask head; take data.evidence=truth")
-    folder = output / FOLDER
+    folder, run = output / FOLDER, _run(facts)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = {case.id: case for case in cases}
     rank, world = engines.rank(), int(os.environ.get("WORLD_SIZE", "1"))  # they have not met yet
-    known = dict(_read(folder))
+    known = dict(_read(folder, run))
+    wanted = {case.id: case for case in cases}
     mine = [case for case in list(wanted.values())[rank::world] if case.id not in known]
     was_training = draw.model.training
     draw.model.train(mode=False)
-    with (folder / f"{rank}.jsonl").open("a", encoding="utf-8") as file:
+    with (folder / f"{run}-{rank}.jsonl").open("a", encoding="utf-8") as file:
         for case in tqdm(mine, desc="own masks", unit="scan", disable=rank != 0):
             line = {"image_id": case.id, "values": own_values(case, draw)}
             file.write(f"\n{json.dumps(line, allow_nan=False)}\n")  # a line that was cut off ends here
             file.flush()
     draw.model.train(was_training)
-    while wanted.keys() - (known := dict(_read(folder))).keys():
-        time.sleep(0.5)
+    while wanted.keys() - (known := dict(_read(folder, run))).keys():
+        time.sleep(0.5)  # if another process fails, the launcher ends this one
     return _by_record(known)
 
 
-def inherited(checkpoint: str | None) -> Values:
-    """The values that the stage before was given, whose masks are those that this one's model draws.
+def inherited(checkpoint: str, data: Sequence[Mapping[str, Any]]) -> Values:
+    """The values that the stage of ``checkpoint`` learned from; ``data`` are the facts of this stage's stores.
 
     Raises:
-        ValueError: It was given none.
+        ValueError: It has none, or learned from other data.
     """
-    output = Path(checkpoint or "")
+    output = Path(checkpoint)
     output = output.parent if output.name == "model" else output
-    known = dict(_read(output / FOLDER))
+    facts = read_manifest(output) or {}
+    if not {one["sha256"] for one in data} <= {one["sha256"] for one in facts.get("data", ())}:
+        raise ValueError(f"data.evidence=inherited: {checkpoint} learned from other data; run it again, or take own")
+    known = dict(_read(output / FOLDER, _run(facts)))
     if not known:
         raise ValueError(
             f"data.evidence=inherited: {checkpoint} has no {FOLDER}; begin from a stage with data.evidence=own"
@@ -128,52 +205,15 @@ def _by_record(known: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Val
     return found
 
 
-def own_values(case: TrainingCase, draw: Drawer) -> dict[str, list[float | None]]:
-    """A case's evidence by record; of records whose structures are not labelled on the grid, none."""
-    labels = case.tensors()[1]
-    true = {name: case.mask(labels, name).numpy() for name in case.image.names.values()}
-    true = {name: mask for name, mask in true.items() if mask.any()}
-    records = [one for one in case.records_at(range(len(case.entries))) if one.target.evidence]
-    records = [one for one in records if _named(one) <= true.keys()]
-    if not records:
-        return {}
-    drawn = draw(case, sorted(set().union(*map(_named, records))))
-    own, truth = _scene(case, {name: mask for name, mask in drawn.items() if mask.any()}), _scene(case, true)
-    return {
-        record.id: [
-            _corrected(measure(own, each.measure, each.names), measure(truth, each.measure, each.names), each.value)
-            for each in record.target.evidence or ()
-        ]
-        for record in records
-    }
+def _run(facts: Mapping[str, Any]) -> str:
+    """Tells runs apart whose values may differ: by recipe, data and the weights that they begin from."""
+    hashes = [one["sha256"] for one in (*facts["data"], *facts["parents"].values())]
+    return hashlib.sha256(json.dumps([facts["run_sha256"], *hashes]).encode()).hexdigest()[:12]
 
 
-def _scene(case: TrainingCase, masks: Masks) -> Scene:
-    """What can be known of masks on a prepared case's grid."""
-    limits, pixels = case.image.media.intensity, case.tensors()[0].numpy()
-    low, high = limits.lo or 0.0, 1.0 if limits.hi is None else limits.hi
-    volume = Volume((pixels * (high - low) + low).astype(np.float32), case.image.affine)
-    labels, names = layered(masks) if masks else (np.zeros((1, *volume.shape), np.uint8), {})
-    unit: Unit = "HU" if limits.of == "HU" else "arbitrary"
-    placed = case.image.placed
-    return Scene.of(
-        Case(id=case.id, patient_id="", volume=volume, labels=labels, names=names, unit=unit, placed=placed)
-    )
-
-
-def _named(record: Record) -> set[str]:
-    return {name for one in record.target.evidence or () for name in one.names}
-
-
-def _corrected(own: float | None, true: float | None, value: float | None) -> float | None:
-    if value is None or true is None:  # on this grid it cannot be measured at all
-        return value
-    return None if own is None else round(value + own - true, 2)
-
-
-def _read(folder: Path) -> Iterator[tuple[str, dict[str, list[float | None]]]]:
-    """What has been measured, by image; of a line that was cut off, nothing."""
-    for path in sorted(folder.glob("*.jsonl")):
+def _read(folder: Path, run: str) -> Iterator[tuple[str, dict[str, list[float | None]]]]:
+    """What a run has measured, by image; of a line that was cut off, nothing."""
+    for path in sorted(folder.glob(f"{run}-*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,15 @@ from torch import Tensor, nn
 from data_prep.preprocess import Preprocess
 from m3d.models import M3DForConditionalGeneration
 from m3d.recipes.build import Built, Init, build
-from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
+from m3d.recipes.checkpoints import (
+    begin_manifest,
+    begun,
+    data_facts,
+    finish_manifest,
+    model_folder,
+    write_manifest,
+    write_recipe,
+)
 from m3d.recipes.handover import Kind, kind_of, save_model
 from m3d.recipes.own_evidence import Drawer, Values, inherited, own_evidence
 from m3d.recipes.parts import Parts, apply
@@ -136,6 +145,8 @@ class ExchangesConfig(StoresConfig):
         check_tasks(self.weights, "data.weights")
         if self.evidence not in ("truth", "own", "inherited"):
             raise ValueError(f"data.evidence={self.evidence!r} is not one of truth, own, inherited")
+        if self.evidence != "truth" and not self.measured:
+            raise ValueError(f"data.evidence={self.evidence} with data.measured=0: no answer would say it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +195,8 @@ class TalkConfig:
             )
         if self.data.looks and self.engine.in_pieces:
             raise ValueError(f"data.looks with engine={self.engine.name}: its parts are fetched by all at once; take 0")
+        if self.data.evidence == "inherited" and self.init.checkpoint is None:
+            raise ValueError("data.evidence=inherited is that of the stage before: give its output, init.checkpoint")
         if self.saved == "parts" and self.parts.language_model == "full":
             raise ValueError("parts.language_model=full changes all of its weights; use saved=whole")
 
@@ -251,16 +264,19 @@ def _check_kind(config: TalkConfig) -> None:
 
 def _own_evidence(config: TalkConfig, built: Built) -> Values:
     """What the model's own masks give, where that is wanted."""
-    if config.data.evidence == "truth":
+    data, engine, output = config.data, config.engine, Path(config.output)
+    if data.evidence == "truth":
         return {}
-    if config.data.evidence == "inherited":
-        return inherited(config.init.checkpoint)
-    output = Path(config.output)
-    if engines.rank() == 0:  # before anything is written into another run's folder
-        begun(output, config, begin_manifest(config, stores=config.data.stores, parents=config.parents()))
-    cases = [case for group in (*config.data.groups(), *config.data.judged_groups()) for case in group.cases]
-    draw = Drawer(built.model, built.processor, bf16=config.optim.bf16)
-    return own_evidence(draw, cases, output)
+    if data.evidence == "inherited":
+        assert config.init.checkpoint is not None  # as the config is checked
+        return inherited(config.init.checkpoint, data_facts(data.stores))
+    facts = begin_manifest(config, stores=data.stores, parents=config.parents())
+    if engines.rank() == 0:  # another run's folder is refused now, not after all has been drawn
+        begun(output, config, facts)
+    device = "cpu" if engine.on_cpu else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    draw = Drawer(built.model.to(device), built.processor, bf16=config.optim.bf16)  # type: ignore[arg-type]
+    cases = [case for group in (*data.groups(), *data.judged_groups()) for case in group.cases]
+    return own_evidence(draw, cases, output, facts)
 
 
 def exchanges(config: TalkConfig, built: Built, augment: Augment | None, values: Values) -> Exchanges:

@@ -2,11 +2,11 @@
 
 ::
 
-    left parotid [SEG] volume: 24 mL; right parotid [SEG] volume: 22 mL. Answer: A. left parotid
+    left parotid [SEG], right parotid [SEG] compared in size: 12 percent larger. Answer: A. left parotid
 
 The model writes names, ``[SEG]`` and what is to be measured; the value is written for it, from its own masks
-(`m3d.inference.measuring`), or from the truth while it learns. Ours; M3D-LaMed answers at once. Choices and numbers
-that a small language model learned from image tokens alone were as good without the image (MODEL_CARD).
+(`m3d.inference.measuring`), or while it learns from the truth's, or its own again. Ours; M3D-LaMed answers at once.
+Choices and numbers that a small language model learned from image tokens alone were as good without the image.
 """
 
 import re
@@ -38,8 +38,8 @@ def value_words(measure: str, value: float | None) -> str:
     return NOT_SEEN if value is None else MEASURES[measure].said(value)
 
 
-def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = True) -> Rendered:
-    """The answer behind its evidence, in English; where nothing is ``seen``, it has to do without the values.
+def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool | Sequence[bool] = True) -> Rendered:
+    """The answer behind its evidence, in English; of what is not ``seen`` it has to do without the value.
 
     ``given`` has the places of the values, which are not for the model to say.
 
@@ -54,10 +54,11 @@ def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = 
                 + ", ".join(f"{name} ({each.num_names}, {each.unit})" for name, each in MEASURES.items())
             )
     text, given, masks = "", [], list[str]()
+    each = [seen] * len(evidence) if isinstance(seen, bool) else seen
     for number, one in enumerate(evidence):
         names = "".join(f"{', ' if turn else ''}{name} {SEG}" for turn, name in enumerate(one.names))
         text += f"{'; ' if number else ''}{names}{' ' if names else ''}{one.measure}:"
-        value = value_words(one.measure, one.value if seen else None)
+        value = value_words(one.measure, one.value if each[number] else None)
         given.append((len(text), len(text) + 1 + len(value)))
         text += f" {value}"
         masks += one.names
@@ -89,5 +90,9 @@ def answer_of(text: str) -> tuple[str, str]:
 
 
 def words_of(evidence: Iterable[Evidence]) -> list[str]:
-    """All that evidence says in words."""
-    return [word for one in evidence for word in (one.measure, one.unit, *one.names)]
+    """All that evidence says in words, those of a comparison included."""
+    found: list[str] = []
+    for one in evidence:
+        compares = MEASURES[one.measure].compares if one.measure in MEASURES else None
+        found += [one.measure, one.unit, *one.names, *(compares or ())]
+    return found

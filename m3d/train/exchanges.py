@@ -165,8 +165,7 @@ def mirror(record: Record) -> Record:
 
 def _mirrored_evidence(one: Evidence) -> Evidence:
     flips = one.measure in MEASURES and MEASURES[one.measure].flips  # no other measure is ever said
-    value = -one.value if flips and one.value is not None else one.value
-    return one.model_copy(update={"names": _mirrored(one.names), "value": value})
+    return one.model_copy(update={"names": _mirrored(one.names), "value": -one.value if flips else one.value})
 
 
 def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
@@ -178,9 +177,10 @@ def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
 
 
 def as_measured(record: Record, values: Sequence[float | None]) -> Record:
-    """The record with other values of its evidence, in their order."""
+    """The record with other values of its evidence, in their order; where there is None, its own."""
     evidence = tuple(
-        one.model_copy(update={"value": value}) for one, value in zip(record.target.evidence or (), values, strict=True)
+        one if value is None else one.model_copy(update={"value": value})
+        for one, value in zip(record.target.evidence or (), values, strict=True)
     )
     return record.model_copy(update={"target": record.target.model_copy(update={"evidence": evidence})})
 

@@ -135,7 +135,8 @@ class Exchanges:
         looks: In how many ways each volume is varied; 0 for anew at every visit.
         measured: Share of the answers that measure what they rest on first, where that is known.
         unseen: Share of these whose values are not seen, so that an answer does without, too.
-        values: Of a record's evidence, by its id, where others than its own are given (`m3d.recipes.own_evidence`).
+        values: Of a record's evidence, by its id, where others than its own are given (`m3d.recipes.own_evidence`);
+            None where nothing was seen.
     """
 
     processor: M3DProcessor
@@ -261,7 +262,10 @@ class Exchanges:
         ids, learned = self._encode(said)
         evidence = true.target.evidence
         if self.measured and evidence and true.lang == "en" and shown(evidence, look.case, labels):
-            first = measure_first(said, evidence, seen=look.rng.random() >= self.unseen)
+            given = look.rng.random() >= self.unseen
+            values = self.values.get(record.id)
+            seen = [given and (values is None or values[turn] is not None) for turn in range(len(evidence))]
+            first = measure_first(said, evidence, seen=seen)
             tokens = self._encode(first)
             if self.max_length is not None and len(tokens[0]) > self.max_length:
                 lost["not measured"] += 1  # the answer alone may fit

@@ -1,9 +1,17 @@
 """Evidence as a model's own masks give it, on masks that err in a known way; `test_stages` learns from it."""
 
+import json
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from data_prep.derived.measures import MEASURES
 from m3d.recipes.own_evidence import FOLDER, inherited, own_evidence, own_values
+from m3d.train import engines
 from m3d.train.cases import stored
 
 
@@ -13,6 +21,7 @@ class Hand:
     def __init__(self, **otherwise):
         self.otherwise = otherwise
         self.asked = []
+        self.model = SimpleNamespace(seg_head=1, training=False, train=lambda mode: None)
 
     def __call__(self, case, names):
         self.asked.append((case.id, tuple(names)))
@@ -28,6 +37,11 @@ def empty(mask):
 def right_by_one(mask):
     """W grows to the patient's left."""
     return np.roll(mask, -1, axis=2)
+
+
+def up_by_one(mask):
+    """D grows towards the head."""
+    return np.roll(mask, 1, axis=0)
 
 
 def evidence_of(case):
@@ -109,24 +123,75 @@ def test_what_is_drawn_beside_its_place_lies_beside_it(phantom_store):
 def test_scans_are_drawn_once_and_a_line_that_was_cut_off_again(phantom_store, tmp_path, monkeypatch):
     cases = stored(phantom_store, "train")
     hand = Hand()
-    hand.model = type("Model", (), {"seg_head": 1, "training": True, "train": lambda self, mode=True: self})()
-    whole = own_evidence(hand, cases, tmp_path)
+    facts = {"run_sha256": "of the recipe", "data": [{"sha256": "of the store"}], "parents": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(facts))
+    whole = own_evidence(hand, cases, tmp_path, facts)
     assert [one for one, _ in hand.asked] == [case.id for case in cases]
-    path = tmp_path / FOLDER / "0.jsonl"
+    (path,) = (tmp_path / FOLDER).glob("*-0.jsonl")
     text = path.read_text().rstrip()
     path.write_text(text[: len(text) - 20])  # killed while it wrote the last line
     hand.asked.clear()
-    assert own_evidence(hand, cases, tmp_path) == whole
+    assert own_evidence(hand, cases, tmp_path, facts) == whole
     assert [one for one, _ in hand.asked] == [cases[-1].id]
     hand.asked.clear()
-    assert own_evidence(hand, cases, tmp_path) == whole and not hand.asked
-    assert inherited(str(tmp_path)) == inherited(str(tmp_path / "model")) == whole
+    assert own_evidence(hand, cases, tmp_path, facts) == whole and not hand.asked
+    assert inherited(str(tmp_path), facts["data"]) == inherited(str(tmp_path / "model"), facts["data"]) == whole
+    with pytest.raises(ValueError, match="learned from other data; run it again"):
+        inherited(str(tmp_path), [{"sha256": "of another"}])
+    other = facts | {"run_sha256": "of another recipe"}
+    assert own_evidence(hand, cases, tmp_path, other) == whole
+    assert len(hand.asked) == len(cases)  # what another run has measured is not taken for this one's
     with pytest.raises(ValueError, match=r"data\.evidence=inherited: .* has no own_evidence"):
-        inherited(str(tmp_path / "elsewhere"))
+        shutil.rmtree(tmp_path / FOLDER)
+        inherited(str(tmp_path), facts["data"])
 
 
 def test_a_model_that_draws_nothing_is_refused(tmp_path):
     hand = Hand()
-    hand.model = type("Model", (), {"seg_head": None})()
+    hand.model.seg_head = None
     with pytest.raises(ValueError, match="needs a model that draws: init has no mask head"):
-        own_evidence(hand, [], tmp_path)
+        own_evidence(hand, [], tmp_path, {})
+
+
+def test_two_processes_share_the_scans_and_know_all(phantom_store, tmp_path, monkeypatch):
+    cases = stored(phantom_store, "train")
+    facts = {"run_sha256": "of the recipe", "data": [], "parents": {}}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    ranks = threading.local()
+    monkeypatch.setattr(engines, "rank", lambda: ranks.number)
+
+    def process(number):
+        ranks.number = number
+        hand = Hand()
+        return own_evidence(hand, cases, tmp_path, facts), hand.asked
+
+    with ThreadPoolExecutor(2) as pool:
+        (one, asked), (other, also) = pool.map(process, range(2))
+    assert one == other and one
+    assert sorted(name for name, _ in asked + also) == sorted(case.id for case in cases)
+
+
+def test_a_place_is_a_share_of_the_scan_and_not_of_its_grid(case):
+    """Drawn a voxel too high, on a grid that is longer than the scan."""
+    found = [
+        (own, one.value)
+        for name in case.image.names.values()
+        for own, one in [
+            (values[0], evidence[0])
+            for record, values in own_values(case, Hand(**{name: up_by_one})).items()
+            for evidence in [evidence_of(case)[record]]
+            if evidence[0].measure == "below the top" and evidence[0].names == (name,)
+        ]
+    ]
+    body = int(np.argmax(np.abs(case.image.scan_affine[2, :3])))  # the scan's axis along S
+    length = abs(case.image.scan_affine[2, body]) * case.image.way.scan_shape[body]
+    assert found
+    for own, true in found:
+        assert true - own == pytest.approx(100 * case.spacing[0] / length, abs=0.02)
+
+
+def test_what_is_measured_by_an_earlier_program_is_refused(case, monkeypatch):
+    monkeypatch.delitem(MEASURES, "volume")
+    with pytest.raises(ValueError, match="'volume' is no measure of ours; `m3d data prepare` its store again"):
+        own_values(case, Hand())

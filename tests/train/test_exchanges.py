@@ -172,6 +172,7 @@ def test_evidence_is_told_of_the_mirrored_picture(case):
         (("right parotid", "left parotid"), 5.0),
     ]
     assert mirror(other) == record
+    assert {"higher", "lower", "further right"} <= set(spoken([record]))  # so it is not turned upside down
     assert {aside, "left parotid", "brainstem"} <= set(spoken([record]))
 
 
