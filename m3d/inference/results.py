@@ -70,7 +70,11 @@ class FoundMask:
 
 @dataclass(frozen=True)
 class FoundMeasure:
-    """What an answer rests on: ``measure`` of masks that the model drew, None where they show nothing, in ``unit``."""
+    """What an answer rests on: ``measure`` of masks that the model drew, None where they show nothing, in ``unit``.
+
+    Of a measure that compares, ``value`` tells of the first structure beside the second: above 0 larger, denser,
+    further right, further forward, higher, or closer to the third.
+    """
 
     measure: str
     names: tuple[str, ...]
