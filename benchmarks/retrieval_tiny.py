@@ -32,6 +32,7 @@ from m3d.recipes.pretrain_clip import embed
 from m3d.train.cases import TrainingCase, stored
 from m3d.train.contrastive import partner_ranks
 from m3d.train.pairs import PairCollator, paired
+from m3d.train.spread import Moments
 
 RESULT = Path(__file__).parent / "results" / "retrieval_tiny.json"
 WITHIN = (1, 5, 10)
@@ -83,12 +84,14 @@ def pools_of(stores: Sequence[Path], split: str, task: str, pair: Pair) -> dict[
     return pools
 
 
-def examine(
-    pair: Pair, cases: Sequence[TrainingCase], task: str, others: Sequence[TrainingCase] = ()
-) -> dict[str, Any]:
-    """Both directions over a pool, and the ``others`` among which it is searched."""
-    volumes, texts, moments = embed(pair.model, PairCollator(pair.tokenizer), [*cases, *others], task)
-    return {**scores(volumes @ texts.T, len(cases)), "token_spread": moments.spread()}
+Seen = tuple[Tensor, Tensor, Moments]
+
+
+def examine(own: Seen, *others: Seen) -> dict[str, Any]:
+    """Both directions over a pool, and the ``others`` among which it is searched; see `embed`."""
+    volumes, texts = (torch.cat([seen[place] for seen in (own, *others)]) for place in (0, 1))
+    spread = Moments.of(seen[2] for seen in (own, *others)).spread()
+    return {**scores(volumes @ texts.T, len(own[0])), "token_spread": spread}
 
 
 def table(pools: Mapping[str, Mapping[str, Any]]) -> str:
@@ -126,14 +129,15 @@ def main() -> None:
     torch.set_flush_denormal(True)
     folder = model_folder(given.clip)
     pair = load_pair(folder)
+    collate = PairCollator(pair.tokenizer)
     pools = pools_of(given.stores, given.split, given.task, pair)
-    searched = {name: (cases, list[TrainingCase]()) for name, cases in pools.items()}
-    if given.among is not None:
-        more = pools_of(given.stores, given.among, given.task, pair)
-        searched |= {f"{name} among {given.among}": (pools[name], more[name]) for name in pools if name in more}
-    found = {
-        name: examine(pair, cases, given.task, others) for name, (cases, others) in tqdm(searched.items(), unit="pool")
-    }
+    more = pools_of(given.stores, given.among, given.task, pair) if given.among is not None else {}
+    found: dict[str, Any] = {}
+    for name, cases in tqdm(pools.items(), unit="pool"):
+        own, *others = (embed(pair.model, collate, some, given.task) for some in (cases, more.get(name)) if some)
+        found[name] = examine(own)
+        if others:
+            found[f"{name} among {given.among}"] = examine(own, *others)
     result = {
         "command": "python benchmarks/retrieval_tiny.py",
         "model": fingerprint(folder),

@@ -1,5 +1,8 @@
 """What the decoder promises: each prompt counts, volumes and prompts are matched, every part learns."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -295,3 +298,20 @@ def test_nonsense_configurations_are_refused(small_segvol):
     own = small_segvol()
     with pytest.raises(ValueError, match="was built for"):
         SegVol(None, own.prompt_encoder, own.mask_decoder, image_size=(8, 8, 8))
+
+
+def test_the_gradient_of_four_masks_in_bfloat16_survives_on_one_thread():
+    """In a process of its own: where it does not, that process dies."""
+    program = """
+import torch
+from segvol_head.segvol import _draw_detail
+torch.set_num_threads(1)
+pens = torch.randn(4, 1, 16, dtype=torch.bfloat16, requires_grad=True)
+with torch.autocast("cpu", torch.bfloat16):
+    drawn = _draw_detail(pens, torch.ones(1, 16, 64, 64, 96, dtype=torch.bfloat16), torch.zeros(4, dtype=torch.long))
+drawn.sum().backward()
+assert drawn.dtype == torch.float32
+assert (pens.grad == 64 * 64 * 96).all()  # of ones, every voxel counts once; 3 times a power of two, so exact
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
