@@ -242,7 +242,7 @@ class Labels(_Part):
 class Evidence(_Part):
     """What was measured to know an answer (`data_prep.derived.measures`); a measure of the scan has no names.
 
-    Of a measure that compares, ``value`` tells of the first structure beside the second, and has a sign.
+    A measure that compares has a positive ``value`` where its name holds for the first structure, beside the second.
     """
 
     measure: Words

@@ -15,8 +15,8 @@ from data_prep.derived.scene import Scene
 from data_prep.derived.wording import measured
 from data_prep.draft import Measured
 
-__all__ = ["BELOW_TOP", "CLOSER", "DENSER", "EXTENTS", "LARGER", "MEASURES", "OFFSETS", "Asked", "Measure",
-           "evidence_of", "measure", "percent_larger"]  # fmt: skip
+__all__ = ["BELOW_TOP", "CLOSER", "DENSER", "EXTENTS", "FORWARD", "HIGHER", "LARGER", "LEFT", "MEASURES", "RIGHT",
+           "Asked", "Measure", "evidence_of", "measure", "percent_larger"]  # fmt: skip
 
 Asked = tuple[str, tuple[str, ...]]
 """The name of a measure, and of the structures that it is taken of."""
@@ -26,22 +26,21 @@ Asked = tuple[str, tuple[str, ...]]
 class Measure:
     """``of`` takes it of so many structures of a scene, in ``unit``; None where it cannot be known.
 
-    ``compares``: what a positive and a negative value say of the first structure, beside the second. A small language
-    model chooses by such a word where it does not by a sign, nor by two numbers side by side. ``flips``: the value has
-    the other sign in the mirrored scan.
+    One that ``compares`` has a positive value where its name holds for the first structure beside the second, a
+    negative one where it holds for the second. What is said names the one that it holds for: a small language model
+    answers with a name that it reads, where it chose by chance between two values, or by a sign.
     """
 
     num_names: int
     unit: str
     of: Callable[[Scene, Sequence[str]], float | None]
-    compares: tuple[str, str] | None = None
-    flips: bool = False
+    compares: bool = False
 
-    def said(self, value: float) -> str:
-        """A value of it in words: "24 mL", "12 percent larger", "3 mm lower"."""
-        if self.compares is None:
+    def said(self, value: float, names: Sequence[str]) -> str:
+        """A value of it, taken of ``names``, in words: "24 mL", "left parotid by 12 percent"."""
+        if not self.compares:
             return measured(value, self.unit)
-        return f"{measured(abs(value), self.unit)} {self.compares[int(value < 0)]}"
+        return f"{names[int(value < 0)]} by {measured(abs(value), self.unit)}"
 
 
 def _extent(axis: int) -> Callable[[Scene, Sequence[str]], float | None]:
@@ -52,12 +51,12 @@ def _extent(axis: int) -> Callable[[Scene, Sequence[str]], float | None]:
     return of
 
 
-def _offset(axis: int) -> Callable[[Scene, Sequence[str]], float | None]:
-    """How much further along R, A or S the first of two lies."""
+def _offset(axis: int, sign: int = 1) -> Callable[[Scene, Sequence[str]], float | None]:
+    """How much further along R, A or S the first of two lies, or against it."""
 
     def of(scene: Scene, names: Sequence[str]) -> float | None:
         offset = offset_mm(scene.known[names[0]], scene.known[names[1]])
-        return None if offset is None else offset[axis]
+        return None if offset is None else sign * offset[axis]
 
     return of
 
@@ -88,17 +87,18 @@ MEASURES: dict[str, Measure] = {
     "height": Measure(1, "mm", _extent(2)),
     "below the top": Measure(1, "%", lambda scene, names: scene.percent_down(names[0])),
     "distance": Measure(2, "mm", lambda scene, names: distance_mm(*(scene.known[name] for name in names))),
-    "compared in size": Measure(2, "%", percent_larger, ("larger", "smaller")),
-    "compared in density": Measure(2, "HU", _denser, ("denser", "less dense")),
-    "compared from side to side": Measure(2, "mm", _offset(0), ("further right", "further left"), flips=True),
-    "compared from back to front": Measure(2, "mm", _offset(1), ("further forward", "further back")),
-    "compared in level": Measure(2, "mm", _offset(2), ("higher", "lower")),
-    "compared in distance": Measure(3, "mm", _closer, ("closer", "further away")),
+    "larger": Measure(2, "%", percent_larger, compares=True),
+    "denser": Measure(2, "HU", _denser, compares=True),
+    "further right": Measure(2, "mm", _offset(0), compares=True),
+    "further left": Measure(2, "mm", _offset(0, -1), compares=True),
+    "further forward": Measure(2, "mm", _offset(1), compares=True),
+    "higher": Measure(2, "mm", _offset(2), compares=True),
+    "closer": Measure(3, "mm", _closer, compares=True),  # to the third
 }
 BELOW_TOP = "below the top"  # a share of the scan's length
-LARGER, DENSER, CLOSER = "compared in size", "compared in density", "compared in distance"
+LARGER, DENSER, CLOSER = "larger", "denser", "closer"
+RIGHT, LEFT, FORWARD, HIGHER = "further right", "further left", "further forward", "higher"
 EXTENTS = ("width", "depth", "height")  # along R, A, S
-OFFSETS = ("compared from side to side", "compared from back to front", "compared in level")  # along R, A, S
 
 
 def measure(scene: Scene, name: str, structures: Sequence[str]) -> float | None:

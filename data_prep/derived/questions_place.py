@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from data_prep.boxes import Box
 from data_prep.derived import quarters
 from data_prep.derived.asked import MOST, Question, named, ranged, yes_or_no
-from data_prep.derived.measures import CLOSER, OFFSETS
+from data_prep.derived.measures import CLOSER, FORWARD, HIGHER, LEFT, RIGHT
 from data_prep.derived.places import distance_mm, offset_mm
 from data_prep.derived.scene import Scene, some
 from data_prep.derived.wording import among, form
@@ -31,12 +31,12 @@ FINDINGS = frozenset(
 
 def higher(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """The higher one of a left and a right structure."""
-    yield from _counterparts(scene, rng, "higher", 2, "higher")
+    yield from _counterparts(scene, rng, "higher", 2, HIGHER)
 
 
 def forward(scene: Scene, rng: random.Random) -> Iterator[Question]:
     """The one further forward of a left and a right structure."""
-    yield from _counterparts(scene, rng, "forward", 1, "further forward")
+    yield from _counterparts(scene, rng, "forward", 1, FORWARD)
 
 
 def _counterparts(scene: Scene, rng: random.Random, family: str, axis: int, how: str) -> Iterator[Question]:
@@ -45,7 +45,7 @@ def _counterparts(scene: Scene, rng: random.Random, family: str, axis: int, how:
         offset = offset_mm(scene.known[names[0]], scene.known[names[1]])
         if offset is not None and abs(offset[axis]) >= NOTABLE_MM:
             text, answer = f"Which {noun} {form(noun, 'lies', 'lie')} {how}?", names[int(offset[axis] < 0)]
-            yield named(family, text, names, answer, rng, [(OFFSETS[axis], names)])
+            yield named(family, text, names, answer, rng, [(how, names)])
 
 
 def sideways(scene: Scene, rng: random.Random) -> Iterator[Question]:
@@ -60,7 +60,7 @@ def sideways(scene: Scene, rng: random.Random) -> Iterator[Question]:
         answer = pair[int((right_mm > 0) != (asked == "right"))]
         names = rng.sample(pair, 2)
         text = f"Which has its centre further to the patient's {asked}, {among(names)}?"
-        yield named("sideways", text, names, answer, rng, [(OFFSETS[0], tuple(names))])
+        yield named("sideways", text, names, answer, rng, [({"left": LEFT, "right": RIGHT}[asked], tuple(names))])
 
 
 def _both_in_the_middle(scene: Scene, first: str, second: str) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_prep.derived import quarters
-from data_prep.derived.measures import LARGER, OFFSETS, Asked, evidence_of, percent_larger
+from data_prep.derived.measures import FORWARD, HIGHER, LARGER, RIGHT, Asked, evidence_of, percent_larger
 from data_prep.derived.places import offset_mm
 from data_prep.derived.scene import Pose, Scene, draft, pose_of
 from data_prep.derived.wording import form, is_plural, listed, millilitres, tens, towards
@@ -65,9 +65,9 @@ def _evidence(scene: Scene) -> Iterator[Asked]:
         yield "scan length", ()
     yield from (("volume", (name,)) for name in _sizes(scene))
     for names in _uneven(scene):
-        yield from ((how, names) for how in (LARGER, OFFSETS[2], OFFSETS[1]))
+        yield from ((how, names) for how in (LARGER, HIGHER, FORWARD))
     sideways = [pair for pair in quarters.SIDEWAYS if set(pair) <= set(scene.whole)]
-    yield from ((OFFSETS[0], pair) for pair in sideways)
+    yield from ((RIGHT, pair) for pair in sideways)
 
 
 def _volumes(scene: Scene) -> Iterator[str]:

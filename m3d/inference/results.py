@@ -26,7 +26,7 @@ from data_prep.boxes import Box
 from data_prep.volume import Volume
 from data_prep.write import write_mask
 from m3d.inference.planes import NOTICE, Finding
-from m3d.tasks.evidence import value_words
+from m3d.tasks.evidence import Asking, value_words
 
 __all__ = [
     "RESULT_NAME",
@@ -72,8 +72,8 @@ class FoundMask:
 class FoundMeasure:
     """What an answer rests on: ``measure`` of masks that the model drew, None where they show nothing, in ``unit``.
 
-    Of a measure that compares, ``value`` tells of the first structure beside the second: above 0 larger, denser,
-    further right, further forward, higher, or closer to the third.
+    A measure that compares has a positive value where its name holds for the first structure beside the second: it
+    is larger, denser, higher, closer to the third.
     """
 
     measure: str
@@ -83,7 +83,7 @@ class FoundMeasure:
 
     def __str__(self) -> str:
         of = f"{', '.join(self.names)}: " if self.names else ""
-        return f"{of}{self.measure} {value_words(self.measure, self.value)}"
+        return f"{of}{self.measure} {value_words(Asking(self.measure, self.names), self.value)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -210,7 +210,7 @@ class Scan:
             arrays = {name: mask.array for name, mask in drawn.items()}
             value = measured_on(self.volume, arrays, wanted, unit=unit)
             found.append(FoundMeasure(wanted.measure, wanted.names, value, MEASURES[wanted.measure].unit))
-            return value_words(wanted.measure, value)
+            return value_words(wanted, value)
 
         past = copy.deepcopy(self.prefix)
         sequence = speak(model, tokenizer, ids, measured=measured, max_new_tokens=max_new_tokens, past=past)

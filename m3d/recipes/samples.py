@@ -77,7 +77,7 @@ class SampleSheet:
             volume, value = _placed(case, pixels), None
             if volume is not None:
                 value = measured_on(volume, drawn(sequence), wanted, unit="norm01")
-            return value_words(wanted.measure, value)
+            return value_words(wanted, value)
 
         whole = speak(model, tokenizer, ids, measured=measured, max_new_tokens=MAX_NEW_TOKENS, features=features)
         return plain_words(tokenizer, whole[0, ids.shape[1] :].tolist()), drawn(whole)

@@ -2,7 +2,7 @@
 
 ::
 
-    left parotid [SEG], right parotid [SEG] compared in size: 12 percent larger. Answer: A. left parotid
+    left parotid [SEG], right parotid [SEG] larger: left parotid by 12 percent. Answer: A. left parotid
 
 The model writes names, ``[SEG]`` and what is to be measured; the value is written for it, from its own masks
 (`m3d.inference.measuring`), or while it learns from the truth's, or its own again. Ours; M3D-LaMed answers at once.
@@ -33,9 +33,9 @@ class Asking:
     names: tuple[str, ...]
 
 
-def value_words(measure: str, value: float | None) -> str:
-    """A value of a measure as it stands in an answer."""
-    return NOT_SEEN if value is None else MEASURES[measure].said(value)
+def value_words(asked: Asking, value: float | None) -> str:
+    """What was asked for, as it stands in an answer."""
+    return NOT_SEEN if value is None else MEASURES[asked.measure].said(value, asked.names)
 
 
 def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool | Sequence[bool] = True) -> Rendered:
@@ -58,7 +58,7 @@ def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool | 
     for number, one in enumerate(evidence):
         names = "".join(f"{', ' if turn else ''}{name} {SEG}" for turn, name in enumerate(one.names))
         text += f"{'; ' if number else ''}{names}{' ' if names else ''}{one.measure}:"
-        value = value_words(one.measure, one.value if each[number] else None)
+        value = value_words(Asking(one.measure, one.names), one.value if each[number] else None)
         given.append((len(text), len(text) + 1 + len(value)))
         text += f" {value}"
         masks += one.names
@@ -90,9 +90,5 @@ def answer_of(text: str) -> tuple[str, str]:
 
 
 def words_of(evidence: Iterable[Evidence]) -> list[str]:
-    """All that evidence says in words, those of a comparison included."""
-    found: list[str] = []
-    for one in evidence:
-        compares = MEASURES[one.measure].compares if one.measure in MEASURES else None
-        found += [one.measure, one.unit, *one.names, *(compares or ())]
-    return found
+    """All that evidence says in words."""
+    return [word for one in evidence for word in (one.measure, one.unit, *one.names)]

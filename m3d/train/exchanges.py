@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from data_prep.boxes import box_of_mask, to_norm
-from data_prep.derived.measures import MEASURES
 from data_prep.laterality import mirrored, strings_in
 from data_prep.record import Evidence, MaskTruth, Record
 from m3d.models.processing import IGNORED
@@ -164,8 +163,7 @@ def mirror(record: Record) -> Record:
 
 
 def _mirrored_evidence(one: Evidence) -> Evidence:
-    flips = one.measure in MEASURES and MEASURES[one.measure].flips  # no other measure is ever said
-    return one.model_copy(update={"names": _mirrored(one.names), "value": -one.value if flips else one.value})
+    return one.model_copy(update={"measure": mirrored(one.measure), "names": _mirrored(one.names)})
 
 
 def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)

@@ -17,7 +17,7 @@ def test_ratios_are_of_what_was_measured_by_what_is_true():
 
     rows = [row(10.0, 12.0), row(10.0, 8.0), row(10.0, 15.0), row(10.0, None), row(10.0, 99.0, sight="blind")]
     rows += [row(10.0, 99.0, task="vqa.closed"), {"task": "look", "sight": "seeing"}]
-    apart = {"measure": "compared in size", "names": ["a", "b"], "value": -12.0, "unit": "%"}
+    apart = {"measure": "larger", "names": ["a", "b"], "value": -12.0, "unit": "%"}
     signed = {"task": "vqa.open", "sight": "seeing", "value": 10.0, "measured": [apart]}
-    assert ratios([signed]) == {"compared in size: a, b": {"n": 1, "median ratio": 1.2}}  # how much, not which way
+    assert ratios([signed]) == {"larger: a, b": {"n": 1, "median ratio": 1.2}}  # how much, not which way
     assert ratios(rows) == {"volume: liver": {"n": 3, "median ratio": 1.2}}

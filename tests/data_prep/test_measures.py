@@ -25,14 +25,15 @@ LEFT, RIGHT = "left parotid", "right parotid"
         ("height", (RIGHT,), 50),
         ("below the top", ("brainstem",), 22.5),  # the middle of 35 to 75 mm is 45 mm below the top, at 100 mm
         ("distance", ("brainstem", "spinal cord"), (20**2 + 67.5**2) ** 0.5),
-        ("compared in size", (LEFT, RIGHT), -100 * (60 - 28) / 60),
-        ("compared in size", (RIGHT, LEFT), 100 * (60 - 28) / 60),
-        ("compared in density", ("mandible", "brainstem"), 700 - 30),
-        ("compared in level", (LEFT, RIGHT), 10),
-        ("compared from back to front", (LEFT, RIGHT), 7.5),
-        ("compared from side to side", (LEFT, RIGHT), -115),
+        ("larger", (LEFT, RIGHT), -100 * (60 - 28) / 60),
+        ("larger", (RIGHT, LEFT), 100 * (60 - 28) / 60),
+        ("denser", ("mandible", "brainstem"), 700 - 30),
+        ("higher", (LEFT, RIGHT), 10),
+        ("further forward", (LEFT, RIGHT), 7.5),
+        ("further right", (LEFT, RIGHT), -115),
+        ("further left", (LEFT, RIGHT), 115),
         (
-            "compared in distance",
+            "closer",
             ("brainstem", LEFT, "spinal cord"),
             (60**2 + 52.5**2 + 22.5**2) ** 0.5 - (20**2 + 67.5**2) ** 0.5,
         ),
@@ -86,20 +87,20 @@ def test_the_answer_of_a_question_with_a_value_is_its_evidence(blocks):
                     assert answer == extents.get(chosen.measure, chosen.names[0])
                 else:
                     (compared,) = one.evidence
-                    first = compared.value > 0
-                    assert MEASURES[compared.measure].compares is not None
-                    if one.subtask == "sideways" and "patient's left" in one.slots["question"]:
-                        first = not first
-                    assert answer == compared.names[0 if first else 1]
+                    assert MEASURES[compared.measure].compares
+                    said = MEASURES[compared.measure].said(compared.value, compared.names)
+                    assert said.startswith(f"{answer} by ")  # it names the answer
+                    if one.subtask == "sideways":
+                        assert f"patient's {compared.measure.removeprefix('further ')}" in one.slots["question"]
     assert {"volume", "distance", "higher", "denser"} <= seen or {"denser", "height"} <= seen
 
 
 def test_a_report_brings_all_that_its_sentences_rest_on():
     (report,) = derived_drafts(world(HEAD), random.Random(0), kinds=("report",))
     assert Measured("volume", ("mandible",), 144.0, "mL") in report.evidence
-    assert Measured("compared in level", (LEFT, RIGHT), 10.0, "mm") in report.evidence
+    assert Measured("higher", (LEFT, RIGHT), 10.0, "mm") in report.evidence
     assert "The left parotid lies 10 mm higher than the right parotid." in report.text
-    offset = Measured("compared from side to side", ("brainstem", "mandible"), -5.0, "mm")
+    offset = Measured("further right", ("brainstem", "mandible"), -5.0, "mm")
     assert offset in report.evidence and "lies 5 mm to the left of that of the mandible" in report.text
-    small = Measured("compared from side to side", ("brainstem", "spinal cord"), 0.0, "mm")
+    small = Measured("further right", ("brainstem", "spinal cord"), 0.0, "mm")
     assert small in report.evidence  # measured, and too small for a sentence

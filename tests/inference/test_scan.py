@@ -19,7 +19,7 @@ from m3d.inference.results import FoundMeasure
 from m3d.inference.scan import _written
 from m3d.models.box_head import number_reader
 from m3d.models.processing import encode_exchange
-from m3d.tasks.evidence import value_words
+from m3d.tasks.evidence import Asking, value_words
 
 GRID = (8, 16, 24)
 
@@ -168,7 +168,7 @@ def test_the_model_reads_the_values_that_were_measured(scan, monkeypatch):
     ids = read[-1]
     asked = len(tokenizer(scan.processor.write("How large is it?"))["input_ids"])
     said = plain_words(tokenizer, ids[0, asked:].tolist())
-    values = [f" {value_words(one.measure, one.value)}" for one in found.measured]
+    values = [f" {value_words(Asking(one.measure, one.names), one.value)}" for one in found.measured]
     assert said == f"block [SEG] volume:{values[0]}; block [SEG] width:{values[1]}. Answer: large"
     with torch.inference_mode():
         logits = model(input_ids=ids, mm_encoder_outputs={"image": scan.features}).logits[0]

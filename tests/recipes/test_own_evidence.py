@@ -104,7 +104,7 @@ def test_what_is_drawn_too_large_measures_as_much_too_much(case):
 
 def test_what_is_drawn_beside_its_place_lies_beside_it(phantom_store):
     """A voxel further to the patient's right; the offset is that of the first structure from the second."""
-    aside = "compared from side to side"
+    aside = "further right"
     cases = [case for split in ("train", "validation") for case in stored(phantom_store, split)]
     case, (first, second) = next(
         (case, one.names)

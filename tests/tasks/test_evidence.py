@@ -44,25 +44,28 @@ def test_what_nothing_could_measure_at_use_is_not_taught(wrong):
 def test_where_nothing_is_seen_the_values_say_so():
     said = measure_first(SAID, [LEFT], seen=False)
     assert said.answer == "left parotid [SEG] volume: not seen. Answer: A. left parotid"
-    assert value_words("volume", None) == value_words("compared in size", None) == "not seen"
+    assert value_words(Asking("volume", ("liver",)), None) == "not seen"
 
 
 @pytest.mark.parametrize(
-    ("measure", "value", "words"),
+    ("measure", "names", "value", "words"),
     [
-        ("volume", 24.4, "24 mL"),
-        ("density", -31.4, "-31 HU"),
-        ("compared in size", 12.4, "12 percent larger"),
-        ("compared in size", -12.4, "12 percent smaller"),
-        ("compared in density", -7.0, "7 HU less dense"),
-        ("compared from side to side", 8.0, "8 mm further right"),
-        ("compared from side to side", -8.0, "8 mm further left"),
-        ("compared in level", 0.0, "0 mm higher"),
-        ("compared in distance", -3.6, "4 mm further away"),
+        ("volume", ("a",), 24.4, "24 mL"),
+        ("density", ("a",), -31.4, "-31 HU"),
+        ("larger", ("a", "b"), 12.4, "a by 12 percent"),
+        ("larger", ("a", "b"), -12.4, "b by 12 percent"),
+        ("denser", ("a", "b"), -7.0, "b by 7 HU"),
+        ("higher", ("a", "b"), 0.0, "a by 0 mm"),
+        ("closer", ("a", "b", "c"), -3.6, "b by 4 mm"),
     ],
 )
-def test_a_comparison_is_said_in_words(measure, value, words):
-    assert value_words(measure, value) == words
+def test_a_comparison_names_its_answer(measure, names, value, words):
+    assert value_words(Asking(measure, names), value) == words
+
+
+def test_only_what_is_not_seen_is_missing():
+    said = measure_first(SAID, [LEFT, RIGHT], seen=[False, True])
+    assert said.answer.startswith("left parotid [SEG] volume: not seen; right parotid [SEG] volume: 22 mL. Answer:")
 
 
 @pytest.mark.parametrize("evidence", [[LEFT], [LEFT, RIGHT], [LENGTH], [APART, LEFT], [LENGTH, APART, RIGHT]])

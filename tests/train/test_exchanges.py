@@ -160,20 +160,19 @@ def test_a_mirrored_picture_is_told_mirrored(case):
 
 
 def test_evidence_is_told_of_the_mirrored_picture(case):
-    aside, level = "compared from side to side", "compared in level"
-    offset = {"measure": aside, "names": ("left parotid", "brainstem"), "value": -40.0, "unit": "mm"}
-    height = {"measure": level, "names": ("left parotid", "right parotid"), "value": 5.0, "unit": "mm"}
+    offset = {"measure": "further right", "names": ("left parotid", "brainstem"), "value": -40.0, "unit": "mm"}
+    height = {"measure": "higher", "names": ("left parotid", "right parotid"), "value": 5.0, "unit": "mm"}
     record = next(one for one in case.records if one.task == "vqa.open")
     evidence = tuple(Evidence(**one) for one in (offset, height))
     record = record.model_copy(update={"target": record.target.model_copy(update={"evidence": evidence})})
     other = mirror(record)
-    assert [(one.names, one.value) for one in other.target.evidence] == [
-        (("right parotid", "brainstem"), 40.0),
-        (("right parotid", "left parotid"), 5.0),
+    assert [(one.measure, one.names, one.value) for one in other.target.evidence] == [
+        ("further left", ("right parotid", "brainstem"), -40.0),
+        ("higher", ("right parotid", "left parotid"), 5.0),
     ]
     assert mirror(other) == record
-    assert {"higher", "lower", "further right"} <= set(spoken([record]))  # so it is not turned upside down
-    assert {aside, "left parotid", "brainstem"} <= set(spoken([record]))
+    said = set(spoken([record]))
+    assert {"further right", "higher", "left parotid", "brainstem"} <= said  # so it is not turned upside down
 
 
 def test_evidence_is_shown_where_all_of_it_is_in_the_picture_and_labelled(case):

@@ -104,6 +104,6 @@ def test_other_values_stand_in_for_those_of_the_record(cases, processor):
             evidence = answer_of(processor.tokenizer.decode(exchange.ids[begun:]))[0]
             for turn, one in enumerate(evidence.split("; ")):
                 said = one.rpartition(": ")[2]
-                assert said == "not seen" if turn % 2 else said.startswith((f"{777 + turn} ", f"-{777 + turn} "))
+                assert said == "not seen" if turn % 2 else f"{777 + turn} " in said
                 seen += 1
     assert seen > 6
