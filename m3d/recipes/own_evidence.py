@@ -33,13 +33,12 @@ from data_prep.store import StoredImage
 from data_prep.volume import Volume, closest_axes
 from m3d.models import M3DForConditionalGeneration, M3DProcessor
 from m3d.models.processing import encode_exchange
-from m3d.recipes.checkpoints import read_manifest
 from m3d.tasks.naming import SEG
 from m3d.tasks.wordings import Phrases
 from m3d.train import engines
 from m3d.train.cases import TrainingCase
 
-__all__ = ["Drawer", "Values", "inherited", "own_evidence", "own_values"]
+__all__ = ["Drawer", "Values", "own_evidence", "own_values"]
 
 log = logging.getLogger(__name__)
 
@@ -176,29 +175,6 @@ def own_evidence(draw: Drawer, cases: Sequence[TrainingCase], output: Path, fact
     draw.model.train(was_training)
     while wanted.keys() - (known := dict(_read(folder, run))).keys():
         time.sleep(0.5)  # if another process fails, the launcher ends this one
-    return _by_record(known)
-
-
-def inherited(checkpoint: str, data: Sequence[Mapping[str, Any]]) -> Values:
-    """The values that the stage of ``checkpoint`` learned from; ``data`` are the facts of this stage's stores.
-
-    Raises:
-        ValueError: It has none, or learned from other data.
-    """
-    output = Path(checkpoint)
-    output = output.parent if output.name == "model" else output
-    facts = read_manifest(output) or {}
-    if not {one["sha256"] for one in data} <= {one["sha256"] for one in facts.get("data", ())}:
-        raise ValueError(f"data.evidence=inherited: {checkpoint} learned from other data; run it again, or take own")
-    known = dict(_read(output / FOLDER, _run(facts)))
-    if not known:
-        raise ValueError(
-            f"data.evidence=inherited: {checkpoint} has no {FOLDER}; begin from a stage with data.evidence=own"
-        )
-    return _by_record(known)
-
-
-def _by_record(known: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Values:
     found = {record: tuple(values) for records in known.values() for record, values in records.items()}
     unseen = sum(value is None for values in found.values() for value in values)
     log.info("evidence of %d records as the model's own masks give it; %d values not seen", len(found), unseen)

@@ -17,14 +17,13 @@ from m3d.recipes.build import Built, Init, build
 from m3d.recipes.checkpoints import (
     begin_manifest,
     begun,
-    data_facts,
     finish_manifest,
     model_folder,
     write_manifest,
     write_recipe,
 )
 from m3d.recipes.handover import Kind, kind_of, save_model
-from m3d.recipes.own_evidence import Drawer, Values, inherited, own_evidence
+from m3d.recipes.own_evidence import Drawer, Values, own_evidence
 from m3d.recipes.parts import Parts, apply
 from m3d.recipes.preflight import check_stores
 from m3d.tasks import check_tasks
@@ -121,8 +120,7 @@ class ExchangesConfig(StoresConfig):
             nothing is drawn, it looks at each such picture once and its tokens stay in memory, 2 bytes a number.
         measured: Share of the answers that draw and measure what they rest on first, where the record has evidence.
         unseen: Share of these in which the masks show nothing, so that an answer does without values, too.
-        evidence: What was measured: "truth"; "own", what the model's own masks give when the stage begins; or
-            "inherited", what they gave the stage of ``init.checkpoint``.
+        evidence: What was measured: "truth", or "own", what the model's own masks give when the stage begins.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -137,14 +135,14 @@ class ExchangesConfig(StoresConfig):
     looks: int = 0
     measured: float = 0.0
     unseen: float = 0.0
-    evidence: Literal["truth", "own", "inherited"] = "truth"
+    evidence: Literal["truth", "own"] = "truth"
 
     def __post_init__(self) -> None:
         """Refuse tasks that are none, and another kind of evidence."""
         super().__post_init__()
         check_tasks(self.weights, "data.weights")
-        if self.evidence not in ("truth", "own", "inherited"):
-            raise ValueError(f"data.evidence={self.evidence!r} is not one of truth, own, inherited")
+        if self.evidence not in ("truth", "own"):
+            raise ValueError(f"data.evidence={self.evidence!r} is not one of truth, own")
         if self.evidence != "truth" and not self.measured:
             raise ValueError(f"data.evidence={self.evidence} with data.measured=0: no answer would say it")
 
@@ -195,8 +193,6 @@ class TalkConfig:
             )
         if self.data.looks and self.engine.in_pieces:
             raise ValueError(f"data.looks with engine={self.engine.name}: its parts are fetched by all at once; take 0")
-        if self.data.evidence == "inherited" and self.init.checkpoint is None:
-            raise ValueError("data.evidence=inherited is that of the stage before: give its output, init.checkpoint")
         if self.saved == "parts" and self.parts.language_model == "full":
             raise ValueError("parts.language_model=full changes all of its weights; use saved=whole")
 
@@ -267,9 +263,6 @@ def _own_evidence(config: TalkConfig, built: Built) -> Values:
     data, engine, output = config.data, config.engine, Path(config.output)
     if data.evidence == "truth":
         return {}
-    if data.evidence == "inherited":
-        assert config.init.checkpoint is not None  # as the config is checked
-        return inherited(config.init.checkpoint, data_facts(data.stores))
     facts = begin_manifest(config, stores=data.stores, parents=config.parents())
     if engines.rank() == 0:  # another run's folder is refused now, not after all has been drawn
         begun(output, config, facts)

@@ -1,7 +1,5 @@
 """Evidence as a model's own masks give it, on masks that err in a known way; `test_stages` learns from it."""
 
-import json
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -10,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep.derived.measures import MEASURES
-from m3d.recipes.own_evidence import FOLDER, inherited, own_evidence, own_values
+from m3d.recipes.own_evidence import FOLDER, own_evidence, own_values
 from m3d.train import engines
 from m3d.train.cases import stored
 
@@ -124,7 +122,6 @@ def test_scans_are_drawn_once_and_a_line_that_was_cut_off_again(phantom_store, t
     cases = stored(phantom_store, "train")
     hand = Hand()
     facts = {"run_sha256": "of the recipe", "data": [{"sha256": "of the store"}], "parents": {}}
-    (tmp_path / "manifest.json").write_text(json.dumps(facts))
     whole = own_evidence(hand, cases, tmp_path, facts)
     assert [one for one, _ in hand.asked] == [case.id for case in cases]
     (path,) = (tmp_path / FOLDER).glob("*-0.jsonl")
@@ -135,15 +132,9 @@ def test_scans_are_drawn_once_and_a_line_that_was_cut_off_again(phantom_store, t
     assert [one for one, _ in hand.asked] == [cases[-1].id]
     hand.asked.clear()
     assert own_evidence(hand, cases, tmp_path, facts) == whole and not hand.asked
-    assert inherited(str(tmp_path), facts["data"]) == inherited(str(tmp_path / "model"), facts["data"]) == whole
-    with pytest.raises(ValueError, match="learned from other data; run it again"):
-        inherited(str(tmp_path), [{"sha256": "of another"}])
     other = facts | {"run_sha256": "of another recipe"}
     assert own_evidence(hand, cases, tmp_path, other) == whole
     assert len(hand.asked) == len(cases)  # what another run has measured is not taken for this one's
-    with pytest.raises(ValueError, match=r"data\.evidence=inherited: .* has no own_evidence"):
-        shutil.rmtree(tmp_path / FOLDER)
-        inherited(str(tmp_path), facts["data"])
 
 
 def test_a_model_that_draws_nothing_is_refused(tmp_path):
