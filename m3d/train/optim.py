@@ -131,11 +131,11 @@ def parameter_groups(objective: nn.Module, config: OptimConfig) -> list[dict[str
         groups.setdefault((part_of(name, known), decays), []).append(parameter)
     if not groups:
         raise ValueError("nothing would learn: every part of the model is frozen")
-    parts = {part for part, _ in groups}
+    parts = {part_of(name, known) for name, _ in objective.named_parameters()}
     for part in config.lr_by_part:
         if part not in parts:
             close = difflib.get_close_matches(part, parts, n=1) or sorted(parts)
-            raise ValueError(f"optim.lr_by_part.{part}: no such part learns; there is {', '.join(close)}")
+            raise ValueError(f"optim.lr_by_part.{part}: there is no such part; there is {', '.join(close)}")
     return [
         {
             "params": parameters,

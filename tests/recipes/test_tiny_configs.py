@@ -34,14 +34,6 @@ def test_the_chain_hands_every_stage_what_it_begins_from():
     assert named == {f"configs/tiny/{path.name}" for path in PATHS} - {"configs/tiny/chain.yaml"}
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_a_rate_of_its_own_is_that_of_a_part_that_learns(path):
-    config = load_config(recipe(stage_of(path)).Config, path)
-    for part in getattr(getattr(config, "optim", None), "lr_by_part", {}):
-        how = getattr(getattr(config, "parts", None), "vision_tower" if part == "detail" else part, "full")
-        assert how != "frozen"
-
-
 def test_the_tower_is_taught_slowly_once_it_has_learned():
     instruct = load_config(recipe("instruct").Config, "configs/tiny/instruct.yaml")
     assert instruct.optim.lr_by_part["vision_tower"] <= instruct.optim.lr / 4

@@ -124,9 +124,16 @@ def test_parts_by_name_and_what_never_decays():
     }
 
 
-def test_a_part_that_does_not_learn_has_no_rate():
+def test_a_rate_is_that_of_a_part_which_may_stand_still():
+    toy = Toy()
+    toy.model["vision_tower"].requires_grad_(False)
+    groups = parameter_groups(toy, OptimConfig(lr=1.0, lr_by_part={"vision_tower": 0.5}, steps=1))
+    assert groups and not any(group["part"] == "vision_tower" for group in groups)
+
+
+def test_a_rate_of_no_part_is_refused():
     config = OptimConfig(lr_by_part={"vision_towre": 1e-5}, steps=1)
-    with pytest.raises(ValueError, match="vision_towre: no such part learns; there is vision_tower"):
+    with pytest.raises(ValueError, match="vision_towre: there is no such part; there is vision_tower"):
         parameter_groups(Toy(), config)
     with pytest.raises(ValueError, match="nothing would learn"):
         parameter_groups(Toy().requires_grad_(False), config)
