@@ -1,6 +1,6 @@
 """LoRA where it is asked for: on the language model (M3D-LaMed, section 4.2: rank 16, alpha 32), or on other parts."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel, get_peft_model, inject_adapter_in_model
@@ -54,18 +54,35 @@ def lora_config(targets: list[str], lora: Lora) -> LoraConfig:
 def inject_lora(model: M3DForConditionalGeneration, parts: Iterable[str], lora: Lora) -> LoraConfig:
     """Put low-rank layers into parts of a model, in place; the model keeps its class, its methods and its names.
 
+    Those that it has already, from an earlier stage, go on learning.
+
     Raises:
-        ValueError: The model has them already, or a part has no linear layer.
+        ValueError: It has others, or a part has no linear layer.
     """
-    if any(isinstance(module, LoraLayer) for module in model.modules()):
-        raise ValueError("this model has LoRA layers already; merge them first with the `merge` stage")
+    there = {name: one for name, one in model.named_modules() if isinstance(one, LoraLayer)}
     targets = []
     for part in parts:
-        found = linears(model, part)
+        found = _before_lora(linears(model, part), there)
         if not found:
             raise ValueError(f"{part} has no linear layer for LoRA; train it frozen or full")
         targets += found
-    return inject_at(model, targets, lora)
+    if not there:
+        return inject_at(model, targets, lora)
+    sizes = {(one.r[ADAPTER], one.lora_alpha[ADAPTER]) for one in there.values()}
+    if set(targets) != set(there) or sizes != {(lora.rank, lora.alpha)}:
+        raise ValueError(
+            "this model has LoRA layers of another rank or alpha, or on other layers, already; take theirs, or fold "
+            "them in first with the `merge` stage"
+        )
+    for one in there.values():
+        one.lora_dropout[ADAPTER] = nn.Dropout(lora.dropout) if lora.dropout else nn.Identity()
+    return lora_config(targets, lora)
+
+
+def _before_lora(names: Iterable[str], there: Container[str]) -> list[str]:
+    """Linear layers by the names that they had before low-rank ones were put around them."""
+    outer = [name.removesuffix(".base_layer") if name.removesuffix(".base_layer") in there else name for name in names]
+    return [name for name in outer if ".lora_" not in name]
 
 
 def inject_at(model: M3DForConditionalGeneration, targets: list[str], lora: Lora) -> LoraConfig:

@@ -61,7 +61,7 @@ def apply(model: M3DForConditionalGeneration, parts: Parts, *, boxes: bool = Fal
     A box head learns where there is a loss of ``boxes``.
 
     Raises:
-        ValueError: A part that is to learn is not there, or the model has LoRA layers already.
+        ValueError: A part that is to learn is not there, or the model has other LoRA layers already.
     """
     for name in MODULES:
         if getattr(model, name) is None and getattr(parts, name) != "frozen":

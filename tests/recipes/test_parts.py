@@ -1,13 +1,14 @@
 """What learns is what was asked for, by name; what is frozen stays as it was to the bit."""
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from m3d.models.lora import Lora
+from m3d.models.lora import Lora, lora_layers
 from m3d.models.token_rows import EmbeddingRows, learn_rows
 from m3d.recipes.handover import load_model, read_lora, save_model
 from m3d.recipes.parts import Parts, apply, counts, token_rows
@@ -123,8 +124,23 @@ def test_parts_that_cannot_be_are_refused(model):
     with pytest.raises(ValueError, match=r"parts\.seg_head=full, but this model has none"):
         apply(model, Parts(seg_head="full"))
     apply(model, Parts(language_model="lora"))
-    with pytest.raises(ValueError, match="LoRA layers already"):
-        apply(model, Parts(language_model="lora"))
+    for other in (Parts(language_model="lora", lora=Lora(rank=3)), Parts(language_model="lora", perceiver="lora")):
+        with pytest.raises(ValueError, match="LoRA layers of another rank or alpha, or on other layers, already"):
+            apply(model, other)
+
+
+@pytest.mark.parametrize("parts", [Parts(language_model="lora"), Parts(language_model="lora", perceiver="lora")])
+def test_low_rank_layers_of_an_earlier_stage_go_on_learning(model, parts):
+    first = apply(model, parts)
+    with torch.no_grad():
+        for layer in lora_layers(model):
+            layer.lora_B["default"].weight.fill_(0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    again = dataclasses.replace(parts, lora=Lora(dropout=0.5))
+    assert apply(model, again) == first
+    assert {name for name in model.state_dict()} == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(layer.lora_dropout["default"].p == 0.5 for layer in lora_layers(model))
 
 
 def test_a_folded_model_says_the_same_as_the_one_with_lora(model, processor, tmp_path):
