@@ -293,8 +293,13 @@ def packing() -> str:
 
 
 def stages() -> str:
-    """The stages of the first model: how long each took, and what it measured before and after."""
-    result = read(f"training_{MODELS[0]}.json")
+    """The stages of every model: how long each took, and what it measured before and after."""
+    found = [read(f"training_{MODELS[0]}.json"), *(there(f"training_{model}.json") for model in MODELS[1:])]
+    return "\n\n".join(stages_of(result) for result in found if result is not None)
+
+
+def stages_of(result: Mapping[str, Any]) -> str:
+    """Those of one model."""
     rows = []
     for stage in result["stages"]:
         judged = stage["evaluations"]
@@ -308,7 +313,8 @@ def stages() -> str:
     machine = result["machine"]
     where = machine["gpu"] or f"{machine['cores']} CPU cores"
     heads = ["stage", "steps", "volumes a step", "minutes", "losses on scans not learned from"]
-    return f"{markdown(heads, rows)}\n\n`{result['command']}` on {where}; minutes include what else the machine did."
+    told = f"`{result['model']}`: `{result['command']}` on {where}; minutes include what else the machine did."
+    return f"{markdown(heads, rows)}\n\n{told}"
 
 
 BLOCKS = {
