@@ -94,6 +94,11 @@ MEASURES: dict[str, Measure] = {
     "further forward": Measure(2, "mm", _offset(1), compares=True),
     "higher": Measure(2, "mm", _offset(2), compares=True),
     "closer": Measure(3, "mm", _closer, compares=True),  # to the third
+    # Not taught any more; the bundled m3d-tiny, which learned from masks+header/5, asks for them.
+    "difference": Measure(2, "%", lambda scene, names: abs(percent_larger(scene, names))),
+    "higher by": Measure(2, "mm", _offset(2)),
+    "further forward by": Measure(2, "mm", _offset(1)),
+    "further right by": Measure(2, "mm", _offset(0)),
 }
 BELOW_TOP = "below the top"  # a share of the scan's length
 LARGER, DENSER, CLOSER = "larger", "denser", "closer"
