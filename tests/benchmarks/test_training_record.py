@@ -40,8 +40,14 @@ def test_the_table_has_minutes_and_losses_before_and_after(tmp_path, monkeypatch
     stage = {"name": "align", "stage": "align", "steps": 10, "batch": 4, "wall_seconds": 150.0, "evaluations": judged}
     words = stage | {"name": "words", "evaluations": [{"step": 10, "loss": 3.0}]}
     result = {"command": "m3d train x", "machine": {"cores": 2, "gpu": None}, "stages": [words, stage]}
-    (tmp_path / "training_m3d-tiny.json").write_text(json.dumps(result))
+    (tmp_path / "training_m3d-tiny.json").write_text(json.dumps(result | {"model": "m3d-tiny"}))
+    assert write_tables.stages().endswith(
+        "`m3d-tiny`: `m3d train x` on 2 CPU cores; minutes include what else the machine did."
+    )
+    second = result | {"model": "m3d-smol", "stages": [stage | {"name": "instruct"}]}
+    (tmp_path / "training_m3d-smol.json").write_text(json.dumps(second))
     text = write_tables.stages()
+    assert "| instruct | 10 | 4 | 2 | text 1.250 to 0.500 (steps 5 to 10) |" in text.partition("`m3d-tiny`")[2]
     assert "| words | 10 | 4 | 2 | loss 3.000 to 3.000 |" in text
     assert "| align | 10 | 4 | 2 | text 1.250 to 0.500 (steps 5 to 10) |" in text
     assert "on 2 CPU cores" in text
