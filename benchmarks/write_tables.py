@@ -289,7 +289,7 @@ def packing() -> str:
             rate, gain = row[losses]["exchanges a second"], row[losses]["packed / apart"]
             cells = " | ".join(f"{rate[way]:.2f}" for way in ("apart", "shared", "packed"))
             lines.append(f"| {size} ({row['parameters'] / 1e6:.0f} M) | {losses} | {cells} | {gain:.1f} |")
-    return "\n".join([*lines, "", f"Exchanges a second, {result['machine'].strip(', ')}, beside other work."])
+    return "\n".join([*lines, "", f"Exchanges a second, {result['machine'].strip(', ')}."])
 
 
 def stages() -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_prep.boxes import Box, to_mm, to_voxel
 from data_prep.case import Unit
-from data_prep.derived.measures import MEASURES
+from data_prep.derived.measures import ASKABLE
 from data_prep.preprocess import Prepared, Window
 from data_prep.volume import Volume
 from m3d.inference.measuring import measured_on, plain_words, speak
@@ -209,7 +209,7 @@ class Scan:
             unit: Unit = "HU" if isinstance(self.processor.preprocess.intensity, Window) else "arbitrary"
             arrays = {name: mask.array for name, mask in drawn.items()}
             value = measured_on(self.volume, arrays, wanted, unit=unit)
-            found.append(FoundMeasure(wanted.measure, wanted.names, value, MEASURES[wanted.measure].unit))
+            found.append(FoundMeasure(wanted.measure, wanted.names, value, ASKABLE[wanted.measure].unit))
             return value_words(wanted, value)
 
         past = copy.deepcopy(self.prefix)

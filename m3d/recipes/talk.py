@@ -14,14 +14,7 @@ from torch import Tensor, nn
 from data_prep.preprocess import Preprocess
 from m3d.models import M3DForConditionalGeneration
 from m3d.recipes.build import Built, Init, build
-from m3d.recipes.checkpoints import (
-    begin_manifest,
-    begun,
-    finish_manifest,
-    model_folder,
-    write_manifest,
-    write_recipe,
-)
+from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.handover import Kind, kind_of, save_model
 from m3d.recipes.own_evidence import Drawer, Values, own_evidence
 from m3d.recipes.parts import Parts, apply

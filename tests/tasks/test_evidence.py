@@ -37,7 +37,7 @@ def test_masks_of_the_answer_itself_come_after_those_of_the_evidence():
     [{"measure": "weight"}, {"names": ()}, {"names": ("left parotid", "liver")}, {"unit": "mm"}],
 )
 def test_what_nothing_could_measure_at_use_is_not_taught(wrong):
-    with pytest.raises(ValueError, match="is no measure of ours; known: scan length"):
+    with pytest.raises(ValueError, match=r"is no measure of ours; prepare its store again\? known: scan length"):
         measure_first(SAID, [RIGHT, LEFT.model_copy(update=wrong)])
 
 
@@ -113,3 +113,11 @@ def test_a_closed_question_is_read_with_and_without_its_evidence():
     options = ("left parotid", "right parotid")
     assert ClosedVQA().parse(said.answer, None, options=options) == 0
     assert ClosedVQA().parse(answer_of(said.answer)[1], None, options=options) == 0
+
+
+def test_what_the_bundled_model_learned_to_ask_for_is_answered_and_not_taught():
+    before = Evidence(measure="higher by", names=("left parotid", "right parotid"), value=-8.0, unit="mm")
+    asked = asking("left parotid [SEG], right parotid [SEG] higher by:")
+    assert asked == Asking("higher by", before.names) and value_words(asked, -8.0) == "-8 mm"
+    with pytest.raises(ValueError, match="prepare its store again"):
+        measure_first(SAID, [before])
