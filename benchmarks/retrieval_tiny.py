@@ -18,32 +18,31 @@ from pathlib import Path
 from typing import Any
 
 import m3d  # noqa: F401  # isort: skip  # puts the torchvision remedy in place before transformers is imported
-import numpy as np
-import numpy.typing as npt
 import torch
-from scoring import RESAMPLES, SEED, interval, resampled
 from torch import Tensor
 from tqdm import tqdm
 
 from data_prep.atomic import atomic_path
+from m3d.bench.bootstrap import RESAMPLES, SEED, estimate, summed
+from m3d.bench.metrics.retrieval import WITHIN, MeanOfPool, ranks, standard_metrics
 from m3d.models.clip import Pair, load_pair
 from m3d.recipes.checkpoints import fingerprint, model_folder
 from m3d.recipes.pretrain_clip import embed
 from m3d.train.cases import TrainingCase, stored
-from m3d.train.contrastive import partner_ranks
 from m3d.train.pairs import PairCollator, paired
 from m3d.train.spread import Moments
 
 RESULT = Path(__file__).parent / "results" / "retrieval_tiny.json"
-WITHIN = (1, 5, 10)
-WAYS = ("volume_to_text", "text_to_volume")
+WAYS = {"volume_to_text": "image to text", "text_to_volume": "text to image"}
 
 
-def measured(hits: npt.NDArray[np.float64], chance: float) -> dict[str, float | None]:
-    """A mean over scans with its interval, chance, and how many times chance it is."""
-    draws = resampled(len(hits)) @ hits / len(hits)
-    value = float(hits.mean())
-    return {"value": value, **interval(draws), "chance": chance, "times_chance": value / chance}
+def measured(metric: MeanOfPool, asked: int) -> dict[str, float | None]:
+    """A mean over the first scans with its interval, chance, and how many times chance it is."""
+    scans = [f"{number:09d}" for number in range(asked)]
+    found = estimate(metric, summed(metric.rows[:asked], scans))
+    assert found.value is not None and metric.chance is not None
+    times = {"chance": metric.chance, "times_chance": found.value / metric.chance}
+    return {"value": found.value, "low": found.low, "high": found.high, **times}
 
 
 def scores(similarity: Tensor, asked: int | None = None) -> dict[str, Any]:
@@ -53,13 +52,14 @@ def scores(similarity: Tensor, asked: int | None = None) -> dict[str, Any]:
     """
     n = len(similarity)
     asked = n if asked is None else asked
-    harmonic = sum(1 / rank for rank in range(1, n + 1)) / n
+    matrix = similarity.numpy()
+    metrics = {one.name: one for one in standard_metrics(matrix, [str(number) for number in range(n)], "all")}
     found: dict[str, Any] = {"n": asked, "candidates": n}
-    for way, rows in zip(WAYS, (similarity, similarity.T), strict=True):
-        ranks = partner_ranks(rows[:asked]).double().numpy()
-        found[way] = {f"R@{k}": measured((ranks <= k).astype(float), min(1.0, k / n)) for k in WITHIN}
-        found[way] |= {"MRR": measured(1 / ranks, harmonic)}
-        found[way] |= {"mean_rank": float(ranks.mean()), "median_rank": float(np.median(ranks))}
+    for (way, words), places in zip(WAYS.items(), ranks(matrix), strict=True):
+        names = [*(f"R@{k}" for k in WITHIN), "MRR"]
+        found[way] = {name: measured(metrics[f"{name} {words}, pool all"], asked) for name in names}
+        own = torch.from_numpy(places[:asked]).double()
+        found[way] |= {"mean_rank": own.mean().item(), "median_rank": own.quantile(0.5).item()}
     return found
 
 

@@ -5,12 +5,14 @@ Each docstring says where a correct measure would differ.
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["box_in", "enclosing_iou", "says_letter", "soft_dice"]
+__all__ = ["box_in", "enclosing_iou", "says_letter", "soft_dice", "soft_dice_of", "soft_sums"]
 
+T = TypeVar("T", float, Tensor)
 _NUMBER = r"[-+]?[0-9]*\.?[0-9]+"
 _BOX = re.compile(rf"\[({_NUMBER}(?:, {_NUMBER}){{5}})\]")
 
@@ -21,10 +23,20 @@ def soft_dice(logits: Tensor, target: Tensor) -> Tensor:
     A mask that is perfect once thresholded can score .5 here, and a right refusal scores 0. Targets of -1 count as 0; a
     target of one voxel a sample stands for an empty one (REFERENCE A5, B-I 14).
     """
+    overlap, said, truth = soft_sums(logits, target).unbind(dim=1)
+    return soft_dice_of(overlap, said, truth).mean()
+
+
+def soft_sums(logits: Tensor, target: Tensor) -> Tensor:
+    """All that `soft_dice` needs of a mask: ``sum(p t), sum(p), sum(t)`` of each of B samples, ``(B, 3)``."""
     probability = torch.sigmoid(logits.float()).flatten(1)
     truth = target.float().clamp(min=0).flatten(1)
-    overlap = (probability * truth).sum(dim=1)
-    return (2 * overlap / (probability.sum(dim=1) + truth.sum(dim=1) + 1)).mean()
+    return torch.stack([(probability * truth).sum(dim=1), probability.sum(dim=1), truth.sum(dim=1)], dim=1)
+
+
+def soft_dice_of(overlap: T, said: T, truth: T) -> T:
+    """`soft_dice` of one mask, or of each of B, from its sums; no 1 above, so that an empty truth scores 0."""
+    return 2 * overlap / (said + truth + 1)
 
 
 def box_in(text: str) -> tuple[float, ...] | None:

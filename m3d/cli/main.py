@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "show what a model will see of a scan",
     "demo": "all of it on one scan, with files, pictures and a table",
     "data": "from data sets and your own scans to verified records and fast volumes",
+    "bench": "M3D-Bench: ask a model all eight tasks, score the answers, compare runs",
     "train": "run a stage of training, or say what it would need (--dry-run)",
     "doctor": "check this installation and say what fixes it",
 }

@@ -5,14 +5,16 @@
 
 # T = tokens of one row
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase
 
 from data_prep.case import Case, Unit, layered
 from data_prep.derived.measures import measure
@@ -27,41 +29,42 @@ __all__ = ["measured_on", "plain_words", "speak"]
 def speak(
     model: M3DForConditionalGeneration,
     tokenizer: PreTrainedTokenizerBase,
-    ids: Tensor,
+    prompts: Sequence[Tensor],
     *,
-    measured: Callable[[Asking, Tensor], str],
+    measured: Callable[[int, Asking, Tensor], str],
     max_new_tokens: int,
     past: Any = None,  # noqa: ANN401 - a cache of transformers
     features: M3DVolumeFeatures | None = None,
-) -> Tensor:
-    """The prompt ``(1, T)`` and its greedy answer, in which ``measured`` writes the values.
+) -> list[Tensor]:
+    """Each prompt ``(T,)`` and its greedy answer, together, in which ``measured`` writes the values.
 
-    It is given what is asked for and all tokens up to there. ``past`` is a cache of a part of the prompt, which holds
-    the volume; else ``features`` are those of the volume.
+    It is given the number of the prompt, what is asked for and all tokens up to there. ``past`` is a cache of what all
+    prompts begin with, which holds the volume; it is copied. Else ``features`` are those of the volumes, in order.
     """
-    sequence, asked, end = ids, ids.shape[1], ids.shape[1] + max_new_tokens
+    read = 0 if past is None else past.get_seq_length()
+    longest = max(len(ids) for ids in prompts)
+    padded, mask = [], []
+    for ids in prompts:  # what all have read, padding, and the rest
+        gap = ids.new_full((longest - len(ids),), tokenizer.pad_token_id)
+        padded.append(torch.cat([ids[:read], gap, ids[read:]]))
+        mask.append(torch.cat([torch.ones_like(ids[:read]), torch.zeros_like(gap), torch.ones_like(ids[read:])]))
+    if past is not None:
+        past = copy.deepcopy(past)
+        past.batch_repeat_interleave(len(prompts))
+    rows = _Rows(read, [longest - len(ids) for ids in prompts], longest)
     seen: dict[str, Any] = {} if features is None else {"mm_encoder_outputs": {"image": features}}
-    while True:
-        out: Any = model.generate(  # type: ignore[misc]
-            input_ids=sequence,
-            attention_mask=torch.ones_like(sequence),
-            past_key_values=past,
-            max_new_tokens=end - sequence.shape[1],
-            do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            stopping_criteria=StoppingCriteriaList([_AsksToMeasure(tokenizer, asked)]),
-            return_dict_in_generate=True,
-            **seen,
-        )
-        sequence, past, seen = torch.as_tensor(out.sequences), out.past_key_values, {}
-        wanted = asking(plain_words(tokenizer, sequence[0, asked:].tolist()))
-        if wanted is None:
-            return sequence
-        value = tokenizer(f" {measured(wanted, sequence)}", add_special_tokens=False)["input_ids"]
-        if sequence.shape[1] + len(value) >= end:
-            return sequence
-        sequence = torch.cat([sequence, sequence.new_tensor([value])], dim=1)
+    out = model.generate(  # type: ignore[misc]
+        input_ids=torch.stack(padded),
+        attention_mask=torch.stack(mask),
+        past_key_values=past,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        logits_processor=LogitsProcessorList([_WritesValues(tokenizer, rows, measured, longest + max_new_tokens)]),
+        **seen,
+    )
+    return [rows.ended(row, number, tokenizer.eos_token_id) for number, row in enumerate(torch.as_tensor(out))]
 
 
 def plain_words(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
@@ -71,17 +74,64 @@ def plain_words(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> st
     return " [SEG]".join(part.rstrip() for part in text.split("[SEG]")).strip()
 
 
-class _AsksToMeasure(StoppingCriteria):
-    """Ends a generation of one row at the colon behind which a measure belongs; the answer begins at ``start``."""
+@dataclass(frozen=True)
+class _Rows:
+    """Where a batch has its tokens: ``read`` ones, ``gaps[number]`` of padding, the rest, answers from ``start``."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, start: int) -> None:
-        self.tokenizer, self.start = tokenizer, start
+    read: int
+    gaps: Sequence[int]
+    start: int
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401
-        answer = input_ids[0, self.start :].tolist()
-        colon = str(self.tokenizer.decode(answer[-1:])).rstrip().endswith(":")
-        asks = colon and asking(plain_words(self.tokenizer, answer)) is not None
-        return torch.full((len(input_ids),), asks, device=input_ids.device)
+    def whole(self, row: Tensor, number: int) -> Tensor:
+        """A row without its padding."""
+        return torch.cat([row[: self.read], row[self.read + self.gaps[number] :]])
+
+    def ended(self, row: Tensor, number: int, eos: int | None) -> Tensor:
+        """A row without its padding, and without what comes after the end of its answer."""
+        ends = torch.eq(row[self.start :], -1 if eos is None else eos).nonzero()
+        return self.whole(row[: self.start + int(ends[0]) + 1] if len(ends) else row, number)
+
+
+class _WritesValues(LogitsProcessor):
+    """Lets a row that has just asked for a measure say its value next, token by token; others go on as they will.
+
+    What is not to be finished within ``end`` tokens ends the answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: _Rows,
+        measured: Callable[[int, Asking, Tensor], str],
+        end: int,
+    ) -> None:
+        self._tokenizer, self._rows, self._measured, self._end = tokenizer, rows, measured, end
+        self._to_say: list[list[int]] = [[] for _ in rows.gaps]
+        self._colons: dict[int, bool] = {}
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        for number, row in enumerate(input_ids):
+            to_say = self._to_say[number]
+            if not to_say and self._ends_in_colon(row):
+                to_say += self._value(number, row)
+            if to_say:
+                scores[number] = -torch.inf
+                scores[number, to_say.pop(0)] = 0.0
+        return scores
+
+    def _value(self, number: int, row: Tensor) -> list[int]:
+        wanted = asking(plain_words(self._tokenizer, row[self._rows.start :].tolist()))
+        if wanted is None:
+            return []
+        said = f" {self._measured(number, wanted, self._rows.whole(row, number))}"
+        value: list[int] = self._tokenizer(said, add_special_tokens=False)["input_ids"]
+        return value if len(row) + len(value) < self._end else [self._tokenizer.eos_token_id]
+
+    def _ends_in_colon(self, row: Tensor) -> bool:
+        last = int(row[-1])
+        if last not in self._colons:
+            self._colons[last] = str(self._tokenizer.decode([last])).rstrip().endswith(":")
+        return len(row) > self._rows.start and self._colons[last]
 
 
 def measured_on(

@@ -60,12 +60,16 @@ class FoundBox:
 
 @dataclass(frozen=True, eq=False)
 class FoundMask:
-    """A structure's voxels on the scan's own grid; ``score`` is the mean probability inside, 0 to 1."""
+    """A structure's voxels on the scan's own grid; ``score`` is the mean probability inside, 0 to 1.
+
+    ``logits`` are those of the model's grid, where they were asked for.
+    """
 
     name: str
     array: npt.NDArray[np.bool_] = field(repr=False)
     score: float
     volume_ml: float
+    logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,10 @@ class FoundMeasure:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One answer about one scan; ``measured`` is what it rests on, of masks that are among ``masks``."""
+    """One answer about one scan; ``measured`` is what it rests on, of masks that are among ``masks``.
+
+    ``evidence`` is how the model asked for that, word by word.
+    """
 
     task: str
     prompt: str
@@ -107,6 +114,7 @@ class Result:
     warnings: tuple[str, ...]
     seconds: float
     measured: tuple[FoundMeasure, ...] = ()
+    evidence: str = ""
 
     def __post_init__(self) -> None:
         for mask in self.masks:

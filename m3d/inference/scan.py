@@ -4,7 +4,7 @@
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,12 @@ class Spoken:
     """An answer: its words, and for each ``[SEG]`` in them what it tells the mask head, ``(M, C)``.
 
     Where the model has a box head, the digits of boxes are written from it. ``measured`` and ``masks`` are the evidence
-    that it gave first, which is not among its words; ``notes`` are what to beware of.
+    that it gave first, as it said it in ``evidence``; ``notes`` are what to beware of.
     """
 
     text: str
     prompts: Tensor | None
+    evidence: str = ""
     measured: tuple[FoundMeasure, ...] = ()
     masks: tuple[FoundMask, ...] = ()
     notes: tuple[str, ...] = ()
@@ -77,7 +78,18 @@ class Scan:
         path: Path | None = None,
     ) -> "Scan":
         """Prepare and encode a volume, and let the language model read it once."""
-        prepared = processor.preprocess.apply(volume)
+        return cls.of_prepared(model_id, model, processor, processor.preprocess.apply(volume), path)
+
+    @classmethod
+    def of_prepared(
+        cls,
+        model_id: str,
+        model: M3DForConditionalGeneration,
+        processor: M3DProcessor,
+        prepared: Prepared,
+        path: Path | None = None,
+    ) -> "Scan":
+        """Encode a volume that lies on the model's grid already, as a store keeps it."""
         features, prefix = _encode(model, processor, processor.pixels(prepared))
         return cls(model_id, model, processor, prepared, features, prefix, path)
 
@@ -86,11 +98,25 @@ class Scan:
 
         Its header stays: how long the scan is can be told without looking.
         """
-        pixels = torch.zeros(1, *self.prepared.shape)
-        features, prefix = _encode(self.model, self.processor, pixels)
-        nothing = replace(self.volume, array=np.zeros_like(self.volume.array))
-        prepared = replace(self.prepared, source=nothing)
-        return replace(self, model_id=f"{self.model_id} (blind)", prepared=prepared, features=features, prefix=prefix)
+        source = np.zeros_like(self.volume.array)
+        return self._instead(np.zeros(self.prepared.shape, np.float32), source, "blind")
+
+    def shown(self, array: npt.NDArray[np.float32]) -> "Scan":
+        """The same scan, of which the model is shown another picture on its grid, ``(D, H, W)`` in [0, 1].
+
+        Raises:
+            ValueError: The picture has another shape.
+        """
+        if array.shape != self.prepared.shape:
+            raise ValueError(f"the picture has shape {array.shape}, the model's grid {self.prepared.shape}")
+        lo, hi = self.prepared.intensity["lo"], self.prepared.intensity["hi"]
+        source = self.prepared.to_scan(array) * np.float32(hi - lo) + np.float32(lo)
+        return self._instead(array, source, "shown another picture")
+
+    def _instead(self, array: npt.NDArray[np.float32], source: npt.NDArray[np.float32], how: str) -> "Scan":
+        prepared = replace(self.prepared, array=array, source=replace(self.volume, array=source))
+        features, prefix = _encode(self.model, self.processor, torch.from_numpy(array)[None])
+        return replace(self, model_id=f"{self.model_id} ({how})", prepared=prepared, features=features, prefix=prefix)
 
     @property
     def volume(self) -> Volume:
@@ -111,6 +137,21 @@ class Scan:
         if not question.strip():
             raise ValueError("the question is empty")
         return self._answer("ask", question.strip(), max_new_tokens)
+
+    def ask_many(
+        self, questions: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS, keep_logits: bool = False
+    ) -> tuple[Result, ...]:
+        """Ask several things at once, which takes much less time than one after another; see `ask`.
+
+        The answers are those of `ask`, to rounding. With ``keep_logits`` every mask keeps its logits on the grid.
+
+        Raises:
+            ValueError: A question is empty.
+        """
+        asked = [question.strip() for question in questions]
+        if not all(asked):
+            raise ValueError(f"question {asked.index('') + 1} of {len(asked)} is empty")
+        return tuple(self._answer_all("ask", asked, max_new_tokens, keep_logits=keep_logits)) if asked else ()
 
     def report(self, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Result:
         """Write the scan's report."""
@@ -138,7 +179,7 @@ class Scan:
             raise ValueError("say what to segment: a name, points, a box, or several of them")
         if name is None:
             masks, notes = self._draw([_label(points, box)], None, geometry)
-            return self._result("segment", "", "", (), masks, notes, began)
+            return self._result("segment", "", Spoken("", None), (), masks, notes, began)
         prompt = Phrases()("seg.sem", "prompt", names=f"the {_named(name)}")
         spoken = self._speak(prompt, MAX_NEW_TOKENS)
         if spoken.prompts is None:
@@ -150,7 +191,7 @@ class Scan:
             drawn = ", ".join(map(repr, names))
             raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
         masks, notes = self._draw(names, spoken.prompts, geometry)
-        return self._result("segment", prompt, spoken.text, (), masks, notes, began, spoken.measured)
+        return self._result("segment", prompt, spoken, (), masks, notes, began)
 
     @torch.inference_mode()
     def log_likelihoods(self, prompt: str, answers: Sequence[str]) -> tuple[float, ...]:
@@ -178,44 +219,62 @@ class Scan:
     # -- talking --------------------------------------------------------------------------------------------------
 
     def _answer(self, task: str, prompt: str, max_new_tokens: int, name: str | None = None) -> Result:
+        (result,) = self._answer_all(task, [prompt], max_new_tokens, name)
+        return result
+
+    def _answer_all(
+        self,
+        task: str,
+        prompts: Sequence[str],
+        max_new_tokens: int,
+        name: str | None = None,
+        *,
+        keep_logits: bool = False,
+    ) -> Iterator[Result]:
         began = time.monotonic()
-        spoken = self._speak(prompt, max_new_tokens)
-        masks, notes = self._draw(named_masks(spoken.text), spoken.prompts, None)
-        masks, notes = (*spoken.masks, *masks), (*spoken.notes, *notes)
-        codec = Frac3()
-        found = codec.decode(spoken.text)
-        names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
-        names += [""] * (len(found) - len(names))
-        boxes = tuple(self._box(box, said) for box, said in zip(found, names, strict=False))
-        if codec.counts["unparsed"]:
-            notes = (*notes, f"{codec.counts['unparsed']} boxes of the answer could not be read")
-        return self._result(task, prompt, spoken.text, boxes, masks, notes, began, spoken.measured)
+        all_spoken = self._speak_all(prompts, max_new_tokens, keep_logits=keep_logits)
+        talking = (time.monotonic() - began) / len(prompts)
+        for prompt, spoken in zip(prompts, all_spoken, strict=True):
+            began = time.monotonic() - talking
+            drawn = self._draw(named_masks(spoken.text), spoken.prompts, None, keep_logits=keep_logits)
+            masks, notes = (*spoken.masks, *drawn[0]), (*spoken.notes, *drawn[1])
+            codec = Frac3()
+            found = codec.decode(spoken.text)
+            names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
+            names += [""] * (len(found) - len(names))
+            boxes = tuple(self._box(box, said) for box, said in zip(found, names, strict=False))
+            if codec.counts["unparsed"]:
+                notes = (*notes, f"{codec.counts['unparsed']} boxes of the answer could not be read")
+            yield self._result(task, prompt, spoken, boxes, masks, notes, began)
+
+    def _speak(self, prompt: str, max_new_tokens: int) -> Spoken:
+        (spoken,) = self._speak_all([prompt], max_new_tokens)
+        return spoken
 
     @torch.inference_mode()
-    def _speak(self, prompt: str, max_new_tokens: int) -> Spoken:
+    def _speak_all(self, prompts: Sequence[str], max_new_tokens: int, *, keep_logits: bool = False) -> list[Spoken]:
         model, tokenizer = self.model, self.processor.tokenizer
-        ids: Tensor = tokenizer(self.processor.write(prompt), return_tensors="pt")["input_ids"].to(model.device)
-        asked, found, drawn = ids.shape[1], list[FoundMeasure](), dict[str, FoundMask]()
-        notes: list[str] = []
+        written = [self.processor.write(prompt) for prompt in prompts]
+        ids = [torch.tensor(tokenizer(text)["input_ids"], device=model.device) for text in written]
+        told = [_Evidence(self, len(some), keep_logits=keep_logits) for some in ids]
+        sequences = speak(
+            model,
+            tokenizer,
+            ids,
+            measured=lambda number, wanted, sequence: told[number].value(wanted, sequence[None]),
+            max_new_tokens=max_new_tokens,
+            past=self.prefix,
+        )
+        return [
+            self._heard(sequence[None], evidence, max_new_tokens)
+            for sequence, evidence in zip(sequences, told, strict=True)
+        ]
 
-        def measured(wanted: Asking, sequence: Tensor) -> str:
-            if any(name not in drawn for name in wanted.names):
-                prompts = self._prompts(*self._states(sequence, asked))
-                last = None if prompts is None else prompts[-len(wanted.names) :]
-                masks, said = self._draw(wanted.names, last, None)
-                for mask in masks:
-                    drawn.setdefault(mask.name, mask)  # a name means one mask in an answer
-                notes.extend(said)
-            unit: Unit = "HU" if isinstance(self.processor.preprocess.intensity, Window) else "arbitrary"
-            arrays = {name: mask.array for name, mask in drawn.items()}
-            value = measured_on(self.volume, arrays, wanted, unit=unit)
-            found.append(FoundMeasure(wanted.measure, wanted.names, value, ASKABLE[wanted.measure].unit))
-            return value_words(wanted, value)
-
-        past = copy.deepcopy(self.prefix)
-        sequence = speak(model, tokenizer, ids, measured=measured, max_new_tokens=max_new_tokens, past=past)
-        answer = sequence[0, asked:]
-        text, prompts = plain_words(tokenizer, answer.tolist()), None
+    def _heard(self, sequence: Tensor, told: "_Evidence", max_new_tokens: int) -> Spoken:
+        """What an answer, ``(1, T)`` with its prompt, says and prompts."""
+        model, tokenizer, asked = self.model, self.processor.tokenizer, told.asked
+        answer, notes = sequence[0, asked:], list(told.notes)
+        text, prompts, evidence = plain_words(tokenizer, answer.tolist()), None, ""
         boxed = model.box_head is not None and bool((answer == model.config.box_start_token_id).any())
         if boxed or bool((answer == model.config.seg_token_id).any()):
             states, said = self._states(sequence, asked)
@@ -223,13 +282,15 @@ class Scan:
             if boxed:
                 assert model.box_head is not None
                 text = _written(text, read_boxes(model.box_head, states[said == model.config.box_start_token_id]))
-        if found:
+        if told.found:
             evidence, text = answer_of(text)
             prompts = None if prompts is None else prompts[evidence.count(SEG_TOKEN) :]
             prompts = prompts if prompts is not None and len(prompts) and text else None
             if not text:
                 notes.append(f"the answer was broken off at {max_new_tokens} tokens, before it was given; ask for more")
-        return Spoken(text, prompts, tuple(found), tuple(drawn.values()), tuple(dict.fromkeys(notes)))
+        return Spoken(
+            text, prompts, evidence, tuple(told.found), tuple(told.drawn.values()), tuple(dict.fromkeys(notes))
+        )
 
     def _states(self, sequence: Tensor, asked: int) -> tuple[Tensor, Tensor]:
         """Last states behind the volume, ``(1, T, E)``, and the tokens there that are the model's own, else -1."""
@@ -250,7 +311,7 @@ class Scan:
 
     @torch.inference_mode()
     def _draw(
-        self, names: Sequence[str], text: Tensor | None, geometry: Prompts | None
+        self, names: Sequence[str], text: Tensor | None, geometry: Prompts | None, *, keep_logits: bool = False
     ) -> tuple[tuple[FoundMask, ...], tuple[str, ...]]:
         count = len(text) if text is not None else int(geometry is not None)
         if not count:
@@ -261,8 +322,9 @@ class Scan:
         logits = self.model.draw(self.features, text=text, volume_index=owner, prompts=geometry)
         masks, notes = [], []
         for number, name in enumerate(names):
-            mask = self._mask(name or f"mask {number + 1}", logits[number, 0].float().cpu().numpy())
-            masks.append(mask)
+            own = logits[number, 0].float().cpu().numpy()
+            mask = self._mask(name or f"mask {number + 1}", own)
+            masks.append(replace(mask, logits=own) if keep_logits else mask)
             if not mask.array.any():
                 notes.append(f"the mask of {mask.name!r} is empty: the model sees none of it")
         return tuple(masks), tuple(notes)
@@ -323,17 +385,16 @@ class Scan:
         self,
         task: str,
         prompt: str,
-        text: str,
+        spoken: Spoken,
         boxes: tuple[FoundBox, ...],
         masks: tuple[FoundMask, ...],
         notes: tuple[str, ...],
         began: float,
-        measured: tuple[FoundMeasure, ...] = (),
     ) -> Result:
         return Result(
             task=task,
             prompt=prompt,
-            text=text,
+            text=spoken.text,
             boxes=boxes,
             masks=masks,
             volume=self.volume,
@@ -342,8 +403,35 @@ class Scan:
             preprocess=self.processor.preprocess.to_dict(),
             warnings=(*self.warnings, *notes),
             seconds=time.monotonic() - began,
-            measured=measured,
+            measured=spoken.measured,
+            evidence=spoken.evidence,
         )
+
+
+class _Evidence:
+    """What one answer asks for while it is said: drawn, measured, and kept."""
+
+    def __init__(self, scan: Scan, asked: int, *, keep_logits: bool) -> None:
+        self.scan, self.asked, self.keep_logits = scan, asked, keep_logits
+        self.found: list[FoundMeasure] = []
+        self.drawn: dict[str, FoundMask] = {}
+        self.notes: list[str] = []
+
+    def value(self, wanted: Asking, sequence: Tensor) -> str:
+        """Measure on the masks that the answer has drawn, ``(1, T)``; a name means one mask in an answer."""
+        scan = self.scan
+        if any(name not in self.drawn for name in wanted.names):
+            prompts = scan._prompts(*scan._states(sequence, self.asked))
+            last = None if prompts is None else prompts[-len(wanted.names) :]
+            masks, said = scan._draw(wanted.names, last, None, keep_logits=self.keep_logits)
+            for mask in masks:
+                self.drawn.setdefault(mask.name, mask)
+            self.notes.extend(said)
+        unit: Unit = "HU" if isinstance(scan.processor.preprocess.intensity, Window) else "arbitrary"
+        arrays = {name: mask.array for name, mask in self.drawn.items()}
+        value = measured_on(scan.volume, arrays, wanted, unit=unit)
+        self.found.append(FoundMeasure(wanted.measure, wanted.names, value, ASKABLE[wanted.measure].unit))
+        return value_words(wanted, value)
 
 
 @torch.inference_mode()

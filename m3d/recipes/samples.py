@@ -73,14 +73,16 @@ class SampleSheet:
             masks = (out.mask_logits[:, 0] > 0).cpu().numpy()
             return dict(zip([name or f"mask {number}" for number, name in names], masks, strict=False))
 
-        def measured(wanted: Asking, sequence: torch.Tensor) -> str:
+        def measured(_: int, wanted: Asking, sequence: torch.Tensor) -> str:
             volume, value = _placed(case, pixels), None
             if volume is not None:
-                value = measured_on(volume, drawn(sequence), wanted, unit="norm01")
+                value = measured_on(volume, drawn(sequence[None]), wanted, unit="norm01")
             return value_words(wanted, value)
 
-        whole = speak(model, tokenizer, ids, measured=measured, max_new_tokens=MAX_NEW_TOKENS, features=features)
-        return plain_words(tokenizer, whole[0, ids.shape[1] :].tolist()), drawn(whole)
+        (whole,) = speak(
+            model, tokenizer, list(ids), measured=measured, max_new_tokens=MAX_NEW_TOKENS, features=features
+        )
+        return plain_words(tokenizer, whole[ids.shape[1] :].tolist()), drawn(whole[None])
 
 
 def _placed(case: TrainingCase, pixels: torch.Tensor) -> Volume | None:

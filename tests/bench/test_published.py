@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from m3d.bench.published import box_in, enclosing_iou, says_letter, soft_dice
+from m3d.bench.published import box_in, enclosing_iou, says_letter, soft_dice, soft_dice_of, soft_sums
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "losses"
 INPUTS, OUTPUTS = load_file(FOLDER / "inputs.safetensors"), load_file(FOLDER / "outputs.safetensors")
@@ -26,6 +26,15 @@ def test_soft_dice_punishes_a_mask_that_is_right_once_thresholded():
     by_hand = 2 * 500 * p / (500 * p + 500 * q + 500 + 1)
     assert soft_dice(logits, target).item() == pytest.approx(by_hand.item())
     assert by_hand < 0.53
+
+
+def test_three_sums_are_all_that_soft_dice_needs():
+    logits = torch.tensor([[0.0, 0.0, 40.0, -40.0], [40.0, 40.0, -40.0, -40.0]])
+    target = torch.tensor([[1, 0, 1, -1], [1, 0, 1, 0]])
+    sums = soft_sums(logits, target)
+    torch.testing.assert_close(sums, torch.tensor([[1.5, 2.0, 2.0], [1.0, 2.0, 2.0]]))
+    assert soft_dice_of(*sums[0].tolist()) == pytest.approx(3 / 5)
+    assert soft_dice(logits, target).item() == pytest.approx((3 / 5 + 2 / 5) / 2)
 
 
 @pytest.mark.parametrize(

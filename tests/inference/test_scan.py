@@ -199,14 +199,51 @@ def test_a_blinded_scan_measures_what_it_drew_itself(scan):
 def test_what_shows_nothing_is_not_measured(scan, monkeypatch):
     draw = type(scan)._draw
 
-    def nothing(self, names, text, geometry):
-        masks, notes = draw(self, names, text, geometry)
+    def nothing(self, names, text, geometry, **kept):
+        masks, notes = draw(self, names, text, geometry, **kept)
         return tuple(dataclasses.replace(mask, array=np.zeros_like(mask.array)) for mask in masks), notes
 
     monkeypatch.setattr(type(scan), "_draw", nothing)
     found = scan.ask("How large is it?")
     assert [one.value for one in found.measured] == [None] * len(found.measured)
     assert str(found.measured[0]) == "block: volume not seen"
+
+
+def test_questions_asked_together_are_answered_as_one_by_one(scan):
+    questions = ["How far apart?", "Segment the ghost.", "How large is it?", "Where is the block?", "Draw both."]
+    together = scan.ask_many(questions, keep_logits=True)
+    for question, found in zip(questions, together, strict=True):
+        alone = scan.ask(question)
+        assert (found.text, found.evidence, found.prompt) == (alone.text, alone.evidence, question)
+        assert found.measured == alone.measured and found.boxes == alone.boxes
+        assert [mask.name for mask in found.masks] == [mask.name for mask in alone.masks]
+        assert all((one.array == other.array).all() for one, other in zip(found.masks, alone.masks, strict=True))
+        assert all(mask.logits.shape == scan.prepared.shape for mask in found.masks)
+        assert all(mask.logits is None for mask in alone.masks)
+    assert together[0].evidence == "block [SEG], shadow [SEG] distance: not seen" or together[0].measured
+
+
+def test_asking_nothing_gives_nothing_and_an_empty_question_is_refused(scan):
+    assert scan.ask_many([]) == ()
+    with pytest.raises(ValueError, match="question 2 of 2 is empty"):
+        scan.ask_many(["Where is the block?", "  "])
+
+
+def test_a_scan_shown_another_picture_answers_about_that_one(scan, truth):
+    other = np.roll(scan.prepared.array, 8, axis=2)
+    shown = scan.shown(other)
+    assert shown.prepared.shape == scan.prepared.shape and np.array_equal(shown.volume.affine, scan.volume.affine)
+    assert np.allclose(shown.prepared.array, other)
+    seen, _ = (one.features.last_hidden_state for one in (shown, scan))
+    assert torch.allclose(seen, scan.model.get_image_features(torch.from_numpy(other)[None, None]).last_hidden_state)
+    with pytest.raises(ValueError, match="the model's grid"):
+        scan.shown(other[1:])
+
+
+def test_a_volume_on_the_grid_already_is_seen_as_it_lies(model, scan):
+    again = type(scan).of_prepared(scan.model_id, scan.model, scan.processor, scan.prepared)
+    assert torch.equal(again.features.last_hidden_state, scan.features.last_hidden_state)
+    assert again.ask("Where is the block?").text == scan.ask("Where is the block?").text
 
 
 def test_an_answer_that_measures_stays_within_its_tokens_and_is_an_answer_or_nothing(scan):

@@ -1,0 +1,1 @@
+"""The metrics of M3D-Bench, one file a kind."""
