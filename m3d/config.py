@@ -109,9 +109,9 @@ def _merge(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
-    """Set ``a.b.c``; a number chooses from a list (``sources.0.root``)."""
+    """Set ``a.b.c``; a number chooses from a list (``sources.0.root``); keys may have dots (``weights.seg.sem``)."""
     place: Any = values
-    for key, following in itertools.pairwise([*keys, ""]):
+    for key, following in itertools.pairwise([*_with_dots(values, keys), ""]):
         step: Any = key
         if isinstance(place, list):
             if not key.isdigit() or int(key) >= len(place):
@@ -125,6 +125,20 @@ def _set(values: dict[str, Any], keys: list[str], value: object) -> None:
         if isinstance(place, dict) and place.get(step) is None:
             place[step] = {}  # not there, or null: a group begins
         place = place[step]
+
+
+def _with_dots(values: object, keys: Sequence[str]) -> list[str]:
+    """The keys, those joined that are one key of the values: the longest that is there."""
+    joined, place, rest = list[str](), values, list(keys)
+    while rest:
+        known: dict[str, Any] = place if isinstance(place, dict) else {}
+        if isinstance(place, list):
+            known = {str(number): one for number, one in enumerate(place)}
+        size = next((n for n in range(len(rest), 1, -1) if ".".join(rest[:n]) in known), 1)
+        key, rest = ".".join(rest[:size]), rest[size:]
+        joined.append(key)
+        place = known.get(key)
+    return joined
 
 
 def _check_keys(kind: Any, values: object, where: str) -> None:  # noqa: ANN401

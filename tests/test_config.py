@@ -91,10 +91,12 @@ SHIPPED = sorted(config_root().rglob("*.yaml"))
 def test_every_shipped_config_builds(path, tmp_path):
     from data_prep.preprocess import Preprocess
     from data_prep.sources.registry import build_source
+    from m3d.bench.config import BenchConfig
     from m3d.cli.data.prepare import PrepareConfig
     from m3d.recipes.registry import recipe, stage_of
 
-    schema = PrepareConfig if path.parent.name == "data" else recipe(stage_of(path)).Config
+    others = {"data": PrepareConfig, "bench": BenchConfig}
+    schema = others[path.parent.name] if path.parent.name in others else recipe(stage_of(path)).Config
     config = load_config(schema, path)
     assert yaml.safe_load(path.read_text(encoding="utf-8"))
     if isinstance(config, PrepareConfig):
@@ -129,3 +131,10 @@ def test_an_override_begins_a_group_where_there_is_none(tmp_path):
     assert load_config(Recipe, path, ["by_name.adam.lr=0.5"]).by_name == {"adam": Optim(lr=0.5)}
     path = write(tmp_path, "none.yaml", "name: run\nby_name: null")
     assert load_config(Recipe, path, ["by_name.adam.lr=0.5"]).by_name == {"adam": Optim(lr=0.5)}
+
+
+def test_an_override_finds_keys_that_have_dots(tmp_path):
+    path = write(tmp_path, "run.yaml", "name: x\nweights: {seg.sem: 2, seg: 1}\nby_name: {a.b: {lr: 1}, a: {lr: 2}}")
+    recipe = load_config(Recipe, path, ["weights.seg.sem=3", "weights.seg=5", "by_name.a.b.lr=7", "by_name.a.lr=8"])
+    assert recipe.weights == {"seg.sem": 3.0, "seg": 5.0}
+    assert recipe.by_name == {"a.b": Optim(lr=7), "a": Optim(lr=8)}

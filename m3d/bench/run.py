@@ -133,7 +133,12 @@ def _ask_case(
         return
     scan = Scan.of_prepared(model.id, model.model, model.processor, prepared)
     for sight, records in asked.items():
-        seen = scan if sight == "seeing" else _twin(scan, case, cases, config)
+        try:
+            seen = scan if sight == "seeing" else _twin(scan, case, cases, config)
+        except BadScan as error:
+            log.warning("what the twin of %s is shown: %s", case.id, error)
+            yield [_about(record, sight, failure=f"BadScan: {error}") for record in records]
+            continue
         asking = _Asking(seen, opened, config, folder, sight)
         for limit in sorted({config.tasks[record.task].max_new_tokens for record in records}):
             alike = [record for record in records if config.tasks[record.task].max_new_tokens == limit]
@@ -181,7 +186,7 @@ class _Asking:
     def _prediction(self, record: Record, asked: Rendered, result: Result) -> Prediction:
         boxes = tuple(
             tuple(
-                round(side / length, 6)
+                round(side / length, 9)
                 for side, length in zip((*box.voxel.lo, *box.voxel.hi), self.opened.shape * 2, strict=True)
             )
             for box in result.boxes

@@ -132,7 +132,7 @@ class _Scan:
 
     def _pairs(self, record: Record, said: Prediction) -> list[MaskPair]:
         opened, truths = self._opened, record.target.masks or ()
-        spacing = opened.spacing or (1.0, 1.0, 1.0)
+        spacing = opened.spacing
         if not truths:  # what was asked for is absent: any mask is wrong
             drawn = [self._read(mask) for mask in said.masks]
             found = next((mask for mask in drawn if mask is not None and mask.any()), None)
@@ -174,11 +174,11 @@ def _judge(scan: _Scan) -> list[Judged]:
 
 
 def _statistics(metric: Metric, samples: Sequence[Sample]) -> Floats:
-    """A metric's rows, failures at their worst."""
+    """A metric's rows, failures at their worst; what it does not judge stays so."""
     rows = np.array(metric.statistics(samples), dtype=np.float64)
     if metric.worst is not None:
         for number, sample in enumerate(samples):
-            if sample.failure is not None:
+            if sample.failure is not None and not np.isnan(rows[number]).any():
                 rows[number] = metric.worst
     return rows
 

@@ -66,6 +66,9 @@ class Published:
         return name.startswith(("m3d-bench", self.data.casefold()))
 
 
+MEAN = "mean of groups"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """A line of the table: a metric of a run, or what a paper states; None is a number that there is not."""
@@ -113,7 +116,7 @@ class Sheet:
                 interval(row.gain, row.gain_low, row.gain_high, row.unit, signed=True) for row in self.rows
             ],
             "chance": [number(row.chance, row.unit) for row in self.rows],
-            "mean of groups": [number(row.mean_of_groups, row.unit) for row in self.rows],
+            MEAN: [number(row.mean_of_groups, row.unit) for row in self.rows],
             "n": [_count(row.n) for row in self.rows],
             "failed": [_count(row.n_failed) for row in self.rows],
         }

@@ -287,3 +287,11 @@ def test_each_protocol_has_its_own_metrics():
         ("lower", "mm"),
     ]
     assert NSD(2.5).name == "NSD@2.5mm" and "2.5 mm" in NSD(2.5).variant
+
+
+def test_nothing_in_mm_is_judged_of_a_scan_without_spacing():
+    same = pair(CUBE5, CUBE5, spacing=None)
+    for failure in (None, "NoMask: x"):
+        sample = asked(same, failure=failure)
+        assert np.isnan(NSD().statistics([sample])).all() and np.isnan(HD95().statistics([sample])).all()
+        assert Dice().statistics([sample]).tolist() == [[1.0 if failure is None else 0.0]]

@@ -30,13 +30,15 @@ Mask = npt.NDArray[np.bool_]
 class MaskPair:
     """A drawn mask and the true one on one grid (D, H, W) whose voxels are ``spacing`` mm; ``guess`` None: not drawn.
 
+    ``spacing`` None is a scan whose spacing is not known: nothing in mm is judged of it.
+
     ``soft`` is `m3d.bench.published.soft_sums` of probabilities on the model's own grid, None where there are none.
     """
 
     name: str
     guess: Mask | None
     truth: Mask
-    spacing: tuple[float, float, float]
+    spacing: tuple[float, float, float] | None
     soft: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -51,7 +53,8 @@ class MaskPair:
                 f"{self.name!r} was drawn on a grid of {self.guess.shape}, its truth lies on one of "
                 f"{self.truth.shape}; bring it to the truth's grid first"
             )
-        if len(self.spacing) != 3 or not all(math.isfinite(side) and side > 0 for side in self.spacing):
+        spacing = (1.0, 1.0, 1.0) if self.spacing is None else self.spacing
+        if len(spacing) != 3 or not all(math.isfinite(side) and side > 0 for side in spacing):
             raise ValueError(f"spacing of {self.name!r} must be three positive mm, got {self.spacing}")
 
     @property
@@ -67,6 +70,8 @@ class MaskPair:
     @property
     def diagonal_mm(self) -> float:
         """From one corner of the scan to the opposite one: no two voxels are farther apart."""
+        if self.spacing is None:
+            return math.nan
         return math.hypot(*(side * size for side, size in zip(self.truth.shape, self.spacing, strict=True)))
 
 
@@ -78,6 +83,7 @@ class _OfMasks(ABC):
     better: Literal["higher", "lower"] = "higher"
     unit: str = ""
     worst: tuple[float, ...] | None = (0.0,)
+    in_mm = False  # which needs the scan's spacing
 
     @abstractmethod
     def value(self, pair: MaskPair) -> float:
@@ -96,6 +102,8 @@ class _OfMasks(ABC):
         return mean(sums, counts)
 
     def _of(self, sample: Sample) -> float:
+        if self.in_mm and any(pair.spacing is None for pair in sample.masks):
+            return math.nan
         if sample.failure is not None:
             return self.failed(sample)
         return statistics.fmean(map(self.value, sample.masks)) if sample.masks else math.nan
@@ -117,6 +125,8 @@ class Dice(_OfMasks):
 
 class NSD(_OfMasks):
     """The share of both surfaces that lies within ``tolerance`` mm of the other: 1 if both are empty, 0 if one is."""
+
+    in_mm = True
 
     def __init__(self, tolerance: float = 3.0) -> None:
         if not (math.isfinite(tolerance) and tolerance >= 0):
@@ -149,6 +159,7 @@ class HD95(_OfMasks):
     better: Literal["higher", "lower"] = "lower"
     unit = "mm"
     worst: tuple[float, ...] | None = None  # every scan has its own
+    in_mm = True
 
     def value(self, pair: MaskPair) -> float:
         """From 0, equal, to the scan's diagonal."""
@@ -227,8 +238,9 @@ def _cropped(pair: MaskPair) -> tuple[Tensor, Tensor]:
     return guess, truth
 
 
-def _floats(spacing: Sequence[float]) -> list[float]:
+def _floats(spacing: Sequence[float] | None) -> list[float]:
     """MONAI refuses whole numbers among others."""
+    assert spacing is not None
     return [float(side) for side in spacing]
 
 
