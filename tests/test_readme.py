@@ -3,19 +3,25 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from data_prep.phantoms import head_neck
 from data_prep.preprocess import Preprocess
+from data_prep.sources.m3d_seg import seg_datasets
 from data_prep.sources.registry import build_source
 from data_prep.write import write_volume
-from m3d.cli.main import main
+from m3d.bench.bootstrap import estimate, summed
+from m3d.bench.config import BenchConfig
+from m3d.cli.main import _parser, main
+from m3d.config import load_config
 
 HOME = Path(__file__).parents[1]
 README = (HOME / "README.md").read_text(encoding="utf-8")
 DATA = (HOME / "docs" / "data.md").read_text(encoding="utf-8")
+BENCH = (HOME / "docs" / "bench.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.integration
@@ -55,3 +61,40 @@ def test_the_config_of_the_data_document_builds(tmp_path):
     for fields in config["sources"]:
         fields.pop("derive", None)
         assert build_source(fields, root=tmp_path).name == fields["kind"]
+
+
+def test_the_config_of_the_bench_document_builds_and_its_overrides_too(tmp_path):
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", BENCH, re.MULTILINE | re.DOTALL)
+    (tmp_path / "bench.yaml").write_text(block, encoding="utf-8")
+    (overrides,) = re.findall(r"typed behind the config: `(.*?)`", BENCH)
+    config = load_config(BenchConfig, tmp_path / "bench.yaml", overrides.split())
+    assert (config.tasks["vqa.closed"].most, config.batch) == (100, 8)
+    assert config.tasks["seg.sem"].datasets[0] in {f"M3D-Seg:{one.name}" for one in seg_datasets().values()}
+
+
+def test_the_datasets_of_the_published_benchmark_are_known():
+    tasks = load_config(BenchConfig, "configs/bench/m3d_bench.yaml").tasks
+    known = {f"M3D-Seg:{one.name}": code for code, one in seg_datasets().items()}
+    assert [known[name] for name in tasks["seg.ref"].datasets] == ["0003", "0011", "0012"]
+    assert [known[name] for name in tasks["rec.box3d"].datasets] == ["0003"]
+
+
+def test_the_metric_of_the_bench_document_counts():
+    (block,) = re.findall(r"^```python\n(.*?)^```", BENCH, re.MULTILINE | re.DOTALL)
+    names: dict = {}
+    exec(compile(block, "bench.md", "exec"), names)
+    metric = names["Brevity"](2)
+    rows = metric.statistics([SimpleNamespace(said="two words"), SimpleNamespace(said="three words here")])
+    assert rows.tolist() == [[1.0], [0.0]]
+    found = estimate(metric, summed(rows, ["a", "b"]))
+    assert (found.value, found.n) == (0.5, 2)
+
+
+def test_the_commands_of_the_bench_document_are_understood(capsys):
+    said = re.findall(r"^m3d bench (\w+) (.*?)(?:#.*)?$", BENCH, re.MULTILINE)
+    assert {command for command, _ in said} == {"run", "score", "table", "compare", "judge"}
+    for command, rest in said:
+        for line in rest.split("&& m3d bench "):
+            words = shlex.split(line.removeprefix(f"{command} "))
+            parser, _ = _parser(["bench", command])
+            assert parser.parse_known_args(["bench", command, *words])[0].out is None or command == "run"
