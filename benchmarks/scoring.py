@@ -8,7 +8,6 @@ Intervals are of 95 %, from a bootstrap over patients: the questions about one s
 
 import re
 import statistics
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,16 +15,16 @@ from typing import Any
 import m3d  # noqa: F401  # isort: skip  # puts the torchvision remedy in place before transformers is imported
 import numpy as np
 import numpy.typing as npt
-import torch
-from monai.metrics.surface_dice import compute_surface_dice
 from scipy.ndimage import distance_transform_edt
 
 from data_prep.boxes import box_of_mask
+from m3d.bench.bootstrap import drawn
+from m3d.bench.metrics.answers import NUMBER, number_in
+from m3d.bench.metrics.masks import NSD, Dice, MaskPair
 from m3d.tasks import TASKS
 from m3d.tasks.codecs import Frac3
 from m3d.train.pairs import sentences_of
 
-RESAMPLES, SEED = 2000, 0
 TOLERANCE_MM = 3.0
 WITHIN = 0.2
 FIVE = ("brainstem", "spinal cord", "left parotid", "right parotid", "mandible")
@@ -39,31 +38,6 @@ Statistic = Callable[[Sequence[Values], Sequence[str], npt.NDArray[np.int64]], n
 
 
 # -- masks ----------------------------------------------------------------------------------------------------------
-
-
-def dice(guess: Mask, truth: Mask) -> float:
-    """Hard Dice of two masks on one grid; both empty is 1."""
-    total = int(guess.sum()) + int(truth.sum())
-    return 1.0 if total == 0 else 2 * int((guess & truth).sum()) / total
-
-
-def surface_dice(guess: Mask, truth: Mask, spacing: Sequence[float]) -> float:
-    """The share of both surfaces that lies within 3 mm of the other (MONAI's NSD); of an empty mask and another, 0."""
-    if not guess.any() or not truth.any():
-        return float(guess.any() == truth.any())
-    around = around_mask(guess | truth)
-    one, other = (torch.from_numpy(np.ascontiguousarray(mask[around]))[None, None] for mask in (guess, truth))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of MONAI 1.6, about its own call
-        found = compute_surface_dice(one, other, [TOLERANCE_MM], include_background=True, spacing=list(spacing))
-    return float(found[0, 0])
-
-
-def around_mask(mask: Mask) -> tuple[slice, ...]:
-    """The box of a mask and a voxel more on each side, as far as there is one."""
-    box = box_of_mask(mask)
-    ends = zip(box.lo, box.hi, mask.shape, strict=True)
-    return tuple(slice(max(int(low) - 1, 0), min(int(high) + 1, side)) for low, high, side in ends)
 
 
 def deepest_voxel(mask: Mask, spacing: Sequence[float]) -> tuple[int, int, int]:
@@ -80,24 +54,19 @@ def mask_row(guess: Mask | None, truth: Mask, spacing: Sequence[float]) -> dict[
     """The part of a row that tells of a mask; None is a refusal to draw, and counts 0."""
     if guess is None:
         return {"dice": 0.0, "nsd": 0.0, "drawn": False}
-    return {"dice": dice(guess, truth), "nsd": surface_dice(guess, truth, spacing), "drawn": True}
+    d, h, w = spacing
+    pair = MaskPair("", guess, truth, (d, h, w))
+    return {"dice": Dice().value(pair), "nsd": NSD(TOLERANCE_MM).value(pair), "drawn": True}
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
 
-_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?")
+_NUMBER = re.compile(NUMBER)
 
 
 def plain(text: str) -> str:
     """Words alone, in small letters; numbers keep sign and point."""
     return " ".join(re.findall(r"-?\d+(?:\.\d+)?|\w+", text.lower()))
-
-
-def number_in(text: str, unit: str) -> float | None:
-    """The first number of an answer that has this unit."""
-    said = r"(?:%|percent)" if unit == "%" else re.escape(unit)
-    found = re.search(rf"({_NUMBER.pattern})\s*{said}(?!\w)", text)
-    return float(found.group(1)) if found else None
 
 
 def relative_error(said: float | None, truth: float) -> float:
@@ -168,12 +137,6 @@ def values_of(row: Row) -> dict[str, list[float]]:
 # -- how sure ---------------------------------------------------------------------------------------------------------
 
 
-def resampled(num_patients: int, resamples: int = RESAMPLES, seed: int = SEED) -> npt.NDArray[np.int64]:
-    """How often each patient is drawn in each resample: ``(resamples, patients)``."""
-    share = np.full(num_patients, 1 / num_patients)
-    return np.random.default_rng(seed).multinomial(num_patients, share, size=resamples)
-
-
 def mean_of_means(
     groups: Sequence[Values], patients: Sequence[str], weights: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float64]:
@@ -216,7 +179,7 @@ def measured(
 ) -> dict[str, Any]:
     """Value, blind twin and the difference of the two, each with its interval; the twins share their resamples."""
     patients = sorted({patient for group in seeing for patient in group})
-    weights, once = resampled(len(patients)), np.ones((1, len(patients)), np.int64)
+    weights, once = drawn(len(patients)), np.ones((1, len(patients)), np.int64)
     row: dict[str, Any] = {"n": sum(len(v) for group in seeing for v in group.values()), "patients": len(patients)}
     with np.errstate(invalid="ignore"):  # a median may be infinite, where most answers hold no number
         value, draws = statistic(seeing, patients, once), statistic(seeing, patients, weights)

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from monai.losses.dice import DiceCELoss
 from monai.networks.nets.segresnet import SegResNet
-from scoring import RESAMPLES, SEED, Row, mask_row, score
+from scoring import Row, mask_row, score
 from tiny_accuracy import HOME, RESULTS, machine_facts, write_result
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -34,6 +34,7 @@ from tqdm import tqdm
 from data_prep.atomic import atomic_path
 from data_prep.openkbp import NAMES, cases, read_case
 from data_prep.preprocess import Preprocess
+from m3d.bench.bootstrap import RESAMPLES, SEED
 from m3d.recipes.checkpoints import data_facts
 from m3d.recipes.preflight import check_stores
 from m3d.train.augment import Augment

@@ -22,22 +22,6 @@ def row(task: str, item: str, patient: str = "pt_1", sight: str = "seeing", **mo
 # -- masks ----------------------------------------------------------------------------------------------------------
 
 
-def test_dice_of_half_overlap_and_of_nothing():
-    truth, guess = block((4, 4, 4), slice(0, 2)), block((4, 4, 4), slice(1, 3))
-    assert scoring.dice(guess, truth) == 0.5
-    assert scoring.dice(truth & False, truth & False) == 1.0
-    assert scoring.dice(truth & False, truth) == 0.0
-
-
-def test_surface_dice_forgives_a_shift_of_3_mm_and_no_more():
-    truth = block((30, 30, 30), (slice(10, 20),) * 3)
-    for shift, spacing, lowest, highest in ((3, 1.0, 1.0, 1.0), (2, 5.0, 0.3, 0.8), (9, 5.0, 0.0, 0.3)):
-        found = scoring.surface_dice(np.roll(truth, shift, axis=0), truth, (spacing, 1.0, 1.0))
-        assert lowest <= found <= highest, (shift, spacing, found)
-    assert scoring.surface_dice(truth & False, truth, (1, 1, 1)) == 0.0
-    assert scoring.surface_dice(truth & False, truth & False, (1, 1, 1)) == 1.0
-
-
 def test_the_click_is_the_deepest_voxel():
     mask = block((9, 9, 9), (slice(0, 9), slice(2, 7), slice(1, 8)))  # 9 x 5 x 7 voxels, thin along the second axis
     assert scoring.deepest_voxel(mask, (1, 1, 1))[1] == 4

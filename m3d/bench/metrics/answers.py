@@ -10,15 +10,15 @@ from m3d.bench.metrics.base import Floats, Sample, mean
 from m3d.tasks import TASKS
 from m3d.tasks.codecs import Frac3
 
-__all__ = ["NamesIt", "NumberWithin", "number_in"]
+__all__ = ["NUMBER", "NamesIt", "NumberWithin", "number_in"]
 
-_NUMBER = r"(?<![\w.])-?\d+(?:\.\d+)?"
+NUMBER = r"(?<![\w.])-?\d+(?:\.\d+)?"
 
 
 def number_in(text: str, unit: str) -> float | None:
     """The first number of an answer that has this unit."""
     said = r"(?:%|percent)" if unit == "%" else re.escape(unit)
-    found = re.search(rf"({_NUMBER})\s*{said}(?!\w)", text)
+    found = re.search(rf"({NUMBER})\s*{said}(?!\w)", text)
     return float(found.group(1)) if found else None
 
 
