@@ -7,13 +7,17 @@ What has not been measured is left out, and the text says so.
 
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from m3d.bench.table import markdown_table, sheet
+
 HOME = Path(__file__).parents[1]
 RESULTS = HOME / "benchmarks" / "results"
-DOCUMENTS = (HOME / "README.md", HOME / "MODEL_CARD.md", HOME / "docs" / "data.md", HOME / "docs" / "training.md")
+DOCUMENTS = (HOME / "README.md", HOME / "MODEL_CARD.md", *sorted((HOME / "docs").glob("*.md")))
 MODELS = ("m3d-tiny", "m3d-smol")  # the first one is what the targets and the blind twin are of
 REFERENCE = "segresnet_reference.json"
 SUMMARY: tuple[tuple[str, str, float | None], ...] = (  # what it is, its metric, and what it should reach
@@ -317,7 +321,55 @@ def stages_of(result: Mapping[str, Any]) -> str:
     return f"{markdown(heads, rows)}\n\n{told}"
 
 
+# -- M3D-Bench --------------------------------------------------------------------------------------------------------
+
+
+def bench() -> str:
+    """The bundled model on all validation patients, every metric of the standard protocol."""
+    return bench_table([read(f"bench_{MODELS[0]}.json")])
+
+
+def bench_released() -> str:
+    """The same answers, counted as the released evaluation counts."""
+    return bench_table([read(f"bench_{MODELS[0]}.m3d.json")])
+
+
+def side_by_side() -> str:
+    """Both models on the same few patients."""
+    return bench_table([read(f"bench_few_{model}.json") for model in MODELS])
+
+
+def bench_table(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The table of scored runs, without published numbers of other data, and what the runs are."""
+    found = sheet(runs)
+    own = replace(found, rows=tuple(row for row in found.rows if row.footnote is None))
+    patients = max(entry["patients"] for run in runs for entry in run["tasks"].values())
+    facts = found.runs[0]
+    how = f"protocol {facts['protocol']}; grid: {facts['grid']}; 95 % CI by patient"
+    about = f"{facts['data']}, {patients} patients; {how}."
+    return "\n".join([*markdown_table(own.columns()), "", about])
+
+
+def bench_speed() -> str:
+    """Answers a second, beside the released way of asking."""
+    result = read("bench_speed.json")
+    rates = {way: statistics.median(some) for way, some in result["answers a second"].items()}
+    ratio = result["together / apart"]
+    rows = [
+        ["one at a time, the scan encoded for each", f"{rates['apart']:.2f}"],
+        [f"`m3d bench run`, batches of {result['batch']}", f"{rates['together']:.2f}"],
+        ["ratio, median of rounds", f"{ratio['median']:.1f}"],
+    ]
+    told = f"{result['answers']} answers about {result['scans']} scans, {result['rounds']} rounds of both in turn"
+    told += f" (`{result['command']}`); {result['answers alike']} of {result['answers']} are word for word the same."
+    return f"{markdown(['way of asking', 'answers a second'], rows)}\n\n{told}"
+
+
 BLOCKS = {
+    "bench": bench,
+    "bench_released": bench_released,
+    "side_by_side": side_by_side,
+    "bench_speed": bench_speed,
     "stages": stages,
     "accuracy": accuracy,
     "structures": structures,

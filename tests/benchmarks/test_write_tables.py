@@ -109,3 +109,25 @@ def test_every_marker_of_the_documents_is_known():
         text = document.read_text(encoding="utf-8")
         names = {line[5:-4] for line in text.splitlines() if line.startswith("<!-- ") and not line.startswith("<!-- /")}
         assert names <= set(write_tables.BLOCKS), document
+
+
+def test_the_tables_of_the_benchmark_are_those_of_scored_runs(results):
+    metric = {"variant": "hard", "better": "higher", "unit": "", **entry(0.5, 0.25)}
+    run = {
+        "schema": "m3d.bench/1", "protocol": "standard", "grid": "scan", "model": {"id": "m3d-tiny"},
+        "data": {"name": "openkbp", "split": "validation"},
+        "tasks": {"seg.sem": {"n": 21, "patients": 21, "n_failed": 1, "failures": {}, "metrics": {"Dice": metric}}},
+    }  # fmt: skip
+    other = {**run, "model": {"id": "m3d-smol"}}
+    speed = {
+        "answers a second": {"apart": [1.0, 2.0, 3.0], "together": [10.0, 10.0, 10.0]}, "batch": 16, "answers": 64,
+        "together / apart": {"median": 5.0}, "scans": 2, "rounds": 3, "command": "python z.py", "answers alike": 63,
+    }  # fmt: skip
+    results(bench_m3d__tiny=run, bench_few_m3d__tiny=run, bench_few_m3d__smol=other, bench_speed=speed)
+    text = write_tables.rewrite("<!-- bench --><!-- /bench --><!-- side_by_side --><!-- /side_by_side -->")
+    rows = lines_of(text, "| seg.sem")
+    assert [row.split("|")[3].strip() for row in rows] == ["m3d-tiny", "m3d-tiny", "m3d-smol"]
+    assert all("0.500 [0.450, 0.550]" in row and "0.250" in row for row in rows)
+    assert "21 patients; protocol standard; grid: scan" in text
+    text = write_tables.rewrite("<!-- bench_speed --><!-- /bench_speed -->")
+    assert "| ratio, median of rounds | 5.0 |" in text and "63 of 64 are word for word the same" in text
