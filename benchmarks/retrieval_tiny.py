@@ -89,9 +89,9 @@ Seen = tuple[Tensor, Tensor, Moments]
 
 def examine(own: Seen, *others: Seen) -> dict[str, Any]:
     """Both directions over a pool, and the ``others`` among which it is searched; see `embed`."""
-    volumes, texts = (torch.cat([seen[place] for seen in (own, *others)]) for place in (0, 1))
-    spread = Moments.of(seen[2] for seen in (own, *others)).spread()
-    return {**scores(volumes @ texts.T, len(own[0])), "token_spread": spread}
+    volumes, texts, moments = zip(own, *others, strict=True)
+    similarity = torch.cat(volumes) @ torch.cat(texts).T
+    return {**scores(similarity, len(own[0])), "token_spread": Moments.of(moments).spread()}
 
 
 def table(pools: Mapping[str, Mapping[str, Any]]) -> str:

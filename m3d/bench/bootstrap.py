@@ -7,7 +7,8 @@ Patients are drawn, not answers: what is said of one scan is not independent. Al
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ __all__ = [
     "difference",
     "drawn",
     "estimate",
+    "of_draws",
     "summed",
     "two_sided",
     "values",
@@ -38,8 +40,14 @@ class Estimate:
     value: float | None
     low: float | None
     high: float | None
-    n: int
-    patients: int
+    n: int = 0
+    patients: int = 0
+
+    def to_dict(self, name: str = "value") -> dict[str, Any]:
+        """Plain JSON types: ``value, low, high, n, patients``, or ``name, name_low, name_high, name_n`` of another."""
+        if name != "value":
+            return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high, f"{name}_n": self.n}
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "patients": self.patients}
 
 
 @dataclass(frozen=True)
@@ -63,21 +71,34 @@ def summed(statistics: Floats, patients: Sequence[str], order: Sequence[str] | N
     return Sums(known, totals, counts)
 
 
-@cache
-def drawn(num_patients: int, resamples: int = RESAMPLES, seed: int = SEED) -> npt.NDArray[np.int64]:
+@lru_cache(maxsize=4)
+def drawn(num_patients: int, resamples: int = RESAMPLES, seed: int = SEED) -> npt.NDArray[np.float32]:
     """How often each patient is drawn in each resample: ``(R, P)``."""
     share = np.full(num_patients, 1 / num_patients)
-    return np.random.default_rng(seed).multinomial(num_patients, share, size=resamples)
+    found = np.random.default_rng(seed).multinomial(num_patients, share, size=resamples).astype(np.float32)
+    found.setflags(write=False)  # all callers share it
+    return found
 
 
-def values(metric: Metric, sums: Sums, weights: npt.NDArray[np.int64]) -> Floats:
-    """The metric of each resample: ``(R, P) -> (R,)``."""
-    return metric.reduce(weights @ sums.totals, weights @ sums.counts)
+def values(metric: Metric, sums: Sums) -> Floats:
+    """The metric of all patients, then of each resample: ``(1 + R,)``."""
+    weights = drawn(len(sums.patients))
+    totals = np.concatenate([sums.totals.sum(axis=0)[None], weights @ sums.totals])
+    counts = np.concatenate([[sums.counts.sum()], weights @ sums.counts])
+    return metric.reduce(totals, counts)
+
+
+def of_draws(draws: Floats, n: int = 0, patients: int = 0) -> Estimate:
+    """The first of `values`, with the interval of the others; what is no number is None."""
+    usable = draws[1:][np.isfinite(draws[1:])]
+    tail = (1 - INTERVAL) / 2
+    low, high = np.quantile(usable, [tail, 1 - tail]).tolist() if len(usable) else (None, None)
+    return Estimate(float(draws[0]) if np.isfinite(draws[0]) else None, low, high, n, patients)
 
 
 def estimate(metric: Metric, sums: Sums) -> Estimate:
     """A metric's value, and the interval that resampling its patients gives."""
-    return _estimate(metric, (sums,), sums)
+    return _estimate(metric, sums)
 
 
 def difference(metric: Metric, one: Sums, other: Sums) -> Estimate:
@@ -88,7 +109,7 @@ def difference(metric: Metric, one: Sums, other: Sums) -> Estimate:
     """
     if one.patients != other.patients:
         raise ValueError("a difference needs the same patients in both runs; keep those that both have")
-    return _estimate(metric, (one, other), one)
+    return _estimate(metric, one, other)
 
 
 def two_sided(metric: Metric, one: Sums, other: Sums, *, seed: int = SEED) -> float | None:
@@ -110,16 +131,8 @@ def two_sided(metric: Metric, one: Sums, other: Sums, *, seed: int = SEED) -> fl
     return float((gaps[np.isfinite(gaps)] >= gaps[0] - 1e-12).mean())
 
 
-def _estimate(metric: Metric, terms: Sequence[Sums], counted: Sums) -> Estimate:
-    num_patients = len(counted.patients)
-    if not num_patients:
-        return Estimate(None, None, None, 0, 0)
-    weights = np.concatenate([np.ones((1, num_patients), np.int64), drawn(num_patients)])
-    first, *others = (values(metric, sums, weights) for sums in terms)
-    found = first - sum(others) if others else first
-    usable = found[1:][np.isfinite(found[1:])]
-    tail = (1 - INTERVAL) / 2
-    low, high = np.quantile(usable, [tail, 1 - tail]).tolist() if len(usable) else (None, None)
-    value = float(found[0]) if np.isfinite(found[0]) else None
-    judged = counted.counts > 0
-    return Estimate(value, low, high, int(counted.counts.sum()), int(judged.sum()))
+def _estimate(metric: Metric, sums: Sums, less: Sums | None = None) -> Estimate:
+    if not sums.patients:
+        return Estimate(None, None, None)
+    found = values(metric, sums) - (0 if less is None else values(metric, less))
+    return of_draws(found, int(sums.counts.sum()), int((sums.counts > 0).sum()))

@@ -150,6 +150,8 @@ def find_cases(config: BenchConfig, data: Path, preprocess: Preprocess | None) -
         cases.append(BenchCase(image, tuple(records), None if entries is None else entries[image.id]))
     if not cases:
         raise ValueError(f"{data}: no record of {config.split!r} is asked for; `m3d data stats {data}` counts them")
+    if config.blind == "shuffled" and len({case.stored.image.patient_id for case in cases}) < 2:
+        raise ValueError(f"{data}: blind: shuffled needs scans of two patients; take blind: zeros")
     return cases
 
 
@@ -170,6 +172,8 @@ def _asked(image: StoredCase, config: BenchConfig) -> Iterator[Record]:
 def _fits(record: Record, task: TaskConfig) -> bool:
     """Whether a task's choice has this record."""
     if task.datasets and record.source.dataset not in task.datasets:
+        return False
+    if task.subsets and not set(record.meta.get("subsets") or ()) & set(task.subsets):
         return False
     if task.subtasks and (record.subtask or "") not in task.subtasks:
         return False

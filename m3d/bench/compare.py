@@ -300,11 +300,16 @@ def _check_pools(
         if task not in POOLED:
             continue
         pools = [(run["tasks"].get(task, {}).get("pools") or {}) for run in runs]
-        one, other = ({name: set(pool.get("ids", ())) for name, pool in some.items()} for some in pools)
-        if one != other or found.only_one or found.only_other:
+        one, other = ({name: pool.get("ids_sha256") for name, pool in some.items()} for some in pools)
+        if found.only_one or found.only_other:
             raise ValueError(
                 f"{task}: {found.only_one} samples only in {folders[0]} and {found.only_other} only in {folders[1]}, "
                 "so the pools differ and ranks do not compare; run both on the same data"
+            )
+        if differ := sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)):
+            raise ValueError(
+                f"{task}: pool {', '.join(differ)} in {folders[0]} is not that in {folders[1]}, so ranks do not "
+                "compare; ask both of the same records, and score both with the same pools and this version"
             )
 
 

@@ -15,7 +15,8 @@ class TaskConfig:
     """Which records of a task are asked; everything that is not said is all of them.
 
     Attributes:
-        datasets: Only records of these data sets (``source.dataset``), such as ``M3D-Seg/0003``.
+        datasets: Only records of these data sets (``source.dataset``), such as ``M3D-Seg:CT-ORG``.
+        subsets: Only records of these subsets of their data set (``meta.subsets``), such as ``test1k`` of M3D-Cap.
         subtasks: Only these kinds: question families, ``name`` or ``description``.
         names: Only records about these structures.
         most: So many records at most, drawn with the run's seed.
@@ -23,6 +24,7 @@ class TaskConfig:
     """
 
     datasets: tuple[str, ...] = ()
+    subsets: tuple[str, ...] = ()
     subtasks: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     most: int | None = None
@@ -49,7 +51,8 @@ class BenchConfig:
             each scan's own grid. Without it, on the store's.
         root: Where a relative root of ``scans`` begins.
         most_scans: So many scans at most, the first of the store: for a quick look.
-        keep_masks: Whether the masks of answers are kept as files; without them nothing but soft Dice can be scored.
+        pools: Of retrieval, each a subset of the data set by the pool's name; without any, pools are drawn.
+        keep_masks: Whether the masks of answers are kept as files; without them only protocol m3d can be scored.
         seed: Of all that is drawn.
     """
 
@@ -61,8 +64,9 @@ class BenchConfig:
     scans: dict[str, Any] | None = None
     root: str = "."
     most_scans: int | None = None
+    pools: dict[str, str] = field(default_factory=dict)
     keep_masks: bool = True
-    seed: int = field(default=0)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         check_tasks(self.tasks, "tasks")

@@ -2,21 +2,21 @@
 
 ::
 
-    DIR/retrieval/about.json            of which records, and with what: all parts are of that
-    DIR/retrieval/seeing-<hash>.npz     a part: vectors of a few scans and of their texts, whole or not there
-    DIR/retrieval/zeros-<hash>.npz      the same of scans that are black all over
+    DIR/retrieval/about.json          of which records, and with what: all parts are of that
+    DIR/retrieval/part-<hash>.npz     vectors of a few scans and of all their texts, whole or not there
 """
 
-# n = records, B = those of a part, E = width of the embedding
+# n = records, B = scans of a part, E = width of the embedding
 
 import hashlib
 import json
+import logging
 import time
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +32,14 @@ from m3d.models.clip import Pair, load_pair
 from m3d.train.cases import TrainingCase
 from m3d.train.pairs import PairCollator
 
-__all__ = ["ClipEmbedder", "Embedded", "Embedder", "Sight", "embed_records", "read_embedded", "weights_sha256"]
+log = logging.getLogger(__name__)
+
+__all__ = ["Asked", "ClipEmbedder", "Embedded", "Embedder", "embed_records", "read_embedded", "weights_sha256"]
 
 FOLDER, ABOUT, SCHEMA = "retrieval", "about.json", "m3d.retrieval/1"
-Sight = Literal["seeing", "zeros"]
+UNREADABLE = "BadScan: its files cannot be read, see the log"  # results are shared, and errors name files
+Asked = tuple[TrainingCase, Record]  # a scan, and one of its texts
+Told = tuple[TrainingCase, list[Record]]  # a scan, and all that is asked of it
 Vectors = npt.NDArray[np.float32]
 
 
@@ -119,53 +123,47 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def embed_records(
-    cases: Sequence[TrainingCase],
-    embedder: Embedder,
-    out: Path,
-    *,
-    task: str = "retrieval",
-    sight: Sight = "seeing",
-    shard: tuple[int, int] = (0, 1),
-    batch: int = 8,
+    asked: Sequence[Asked], embedder: Embedder, out: Path, *, shard: tuple[int, int] = (0, 1), batch: int = 8
 ) -> None:
-    """Embed each scan and its first text of ``task``, ``batch`` at a time, as far as that is not done yet.
+    """Embed the scans and the texts of records, ``batch`` scans at a time, as far as that is not done yet.
 
-    A ``shard`` (rank, world) takes every world-th of the records. A scan that cannot be read is a failure of its own,
-    with a vector of NaN; its text stays among the candidates.
+    A scan with several texts is looked at once. A ``shard`` (rank, world) takes every world-th of the scans. A scan
+    that cannot be read is a failure of all its records, with a vector of NaN; its texts stay among the candidates.
 
     Raises:
-        ValueError: There are fewer than two texts, the scans are not prepared for this model, or the folder holds
-            embeddings of other records or of another model.
+        ValueError: There are fewer than two scans, the scans are not prepared for this model, a record is there twice
+            or has no text, or the folder holds embeddings of other records or of another model.
     """
-    told = list(_told(cases, task))
+    told = _by_image(asked)
     if len(told) < 2:
-        raise ValueError(f"{len(told)} of {len(cases)} images have a text of {task}; anyone finds one among itself")
+        raise ValueError(f"{len(told)} scans have a text, of which anyone finds it; retrieval needs two or more")
     embedder.check([case for case, _ in told])
     folder = out / FOLDER
-    _begin(folder, _facts(told, task, embedder))
-    done = {row["id"] for path in _parts(folder, sight) for row in _rows(_load(path))}
+    _begin(folder, _facts(asked, embedder))
+    done = {row["id"] for path in _parts(folder) for row in _rows(_load(path))}
     rank, world = shard
-    own = [pair for pair in told[rank::world] if pair[1].id not in done]
-    for start in tqdm(range(0, len(own), batch), desc=f"retrieval, {sight}", unit="part", disable=None):
-        _write_part(folder, sight, own[start : start + batch], embedder)
+    own = [(case, records) for case, records in told[rank::world] if records[0].id not in done]
+    for start in tqdm(range(0, len(own), batch), desc="retrieval", unit="part", disable=None):
+        _write_part(folder, own[start : start + batch], embedder)
 
 
-def _told(cases: Sequence[TrainingCase], task: str) -> Iterator[tuple[TrainingCase, Record]]:
-    """The cases that have a text of a task, with the first of it."""
-    for case in cases:
-        numbers = [number for number, entry in enumerate(case.entries) if entry.task == task]
-        for record in case.records_at(numbers[:1]):
-            yield case, record
+def _by_image(asked: Sequence[Asked]) -> list[Told]:
+    found: dict[str, Told] = {}
+    for case, record in asked:
+        found.setdefault(case.id, (case, []))[1].append(record)
+    return list(found.values())
 
 
-def _facts(told: Sequence[tuple[TrainingCase, Record]], task: str, embedder: Embedder) -> dict[str, Any]:
-    ids = [record.id for _, record in told]
+def _facts(asked: Sequence[Asked], embedder: Embedder) -> dict[str, Any]:
+    ids = [record.id for _, record in asked]
     if len(set(ids)) < len(ids):
         twice = next(one for one in ids if ids.count(one) > 1)
         raise ValueError(f"the record {twice} is there twice; is a store given twice, or do two name images alike?")
-    texts = hashlib.sha256(json.dumps([(record.id, record.target.text) for _, record in told]).encode()).hexdigest()
-    voxels = hashlib.sha256(json.dumps([case.image.sha256 for case, _ in told]).encode()).hexdigest()
-    facts = {"schema": SCHEMA, "task": task, "texts_sha256": texts, "images_sha256": voxels, "ids": ids}
+    if mute := next((record for _, record in asked if record.target.text is None), None):
+        raise ValueError(f"the record {mute.id} ({mute.task}) has no text that could be looked for; leave it out")
+    texts = hashlib.sha256(json.dumps([(record.id, record.target.text) for _, record in asked]).encode()).hexdigest()
+    voxels = hashlib.sha256(json.dumps([case.image.sha256 for case, _ in asked]).encode()).hexdigest()
+    facts = {"schema": SCHEMA, "texts_sha256": texts, "images_sha256": voxels, "ids": ids}
     return facts | {"embedder": embedder.about()}
 
 
@@ -182,30 +180,36 @@ def _begin(folder: Path, facts: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(dict(facts), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _write_part(folder: Path, sight: Sight, told: Sequence[tuple[TrainingCase, Record]], embedder: Embedder) -> None:
+def _write_part(folder: Path, told: Sequence[Told], embedder: Embedder) -> None:
     began = time.perf_counter()
-    rows: list[dict[str, Any]] = []
+    failures: list[str | None] = []
     shown = []
-    for case, record in told:
-        failure: str | None = None
+    for case, _ in told:
         try:
-            image = torch.zeros(case.image.media.shape) if sight == "zeros" else case.tensors()[0]
-            shown.append((len(rows), image, case.image.media))
+            shown.append((len(failures), case.tensors()[0], case.image.media))
+            failures.append(None)
         except (BadScan, OSError) as error:
-            failure = f"{type(error).__name__}: {error}"
-        names = {"id": record.id, "image_id": record.image_id, "patient_id": record.patient_id}
-        rows.append({**names, "text": str(record.target.text), "failure": failure})
-    words = embedder.texts([str(row["text"]) for row in rows]).float().cpu().numpy()
-    scans = np.full_like(words, np.nan)
+            log.warning("%s cannot be read: %s", case.id, error)
+            failures.append(UNREADABLE)
+    owners = [number for number, (_, records) in enumerate(told) for _ in records]
+    rows: list[dict[str, Any]] = [
+        {"id": one.id, "image_id": one.image_id, "patient_id": one.patient_id, "text": one.target.text}
+        for _, records in told
+        for one in records
+    ]
+    words = embedder.texts([row["text"] for row in rows]).float().cpu().numpy()
+    scans = np.full((len(told), words.shape[1]), np.nan, np.float32)
     if shown:
         places, images, media = zip(*shown, strict=True)
         scans[list(places)] = embedder.scans(torch.stack(images), media).float().cpu().numpy()
-    for row, scan, text in zip(rows, scans, words, strict=True):
+    scans = scans[owners]
+    for row, owner, scan, text in zip(rows, owners, scans, words, strict=True):
+        row["failure"] = failures[owner]
         if row["failure"] is None and not (np.isfinite(scan).all() and np.isfinite(text).all()):
             row["failure"] = "NotFinite: the embedding has values that are no numbers"
     named = hashlib.sha256(json.dumps([row["id"] for row in rows]).encode()).hexdigest()[:16]
     seconds = time.perf_counter() - began
-    with atomic_path(folder / f"{sight}-{named}.npz") as temporary:
+    with atomic_path(folder / f"part-{named}.npz") as temporary:
         np.savez(temporary, scans=scans, words=words, rows=np.array(json.dumps(rows)), seconds=np.array(seconds))
 
 
@@ -227,12 +231,7 @@ class Embedded:
     seconds: float
 
 
-def has(out: Path, sight: Sight) -> bool:
-    """Whether anything was embedded so."""
-    return any(_parts(out / FOLDER, sight))
-
-
-def read_embedded(out: Path, sight: Sight = "seeing") -> Embedded:
+def read_embedded(out: Path) -> Embedded:
     """All parts of a run together, in the order of the records' ids, however many processes made them.
 
     Raises:
@@ -245,13 +244,13 @@ def read_embedded(out: Path, sight: Sight = "seeing") -> Embedded:
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     found: dict[str, tuple[Mapping[str, Any], Vectors, Vectors]] = {}
     seconds = 0.0
-    for path in _parts(folder, sight):
+    for path in _parts(folder):
         part = _load(path)
         seconds += float(part["seconds"])
         for row, scan, text in zip(_rows(part), part["scans"], part["words"], strict=True):
             found.setdefault(row["id"], (row, scan, text))
     if missing := len(about["ids"]) - len(found):
-        what = f"{missing} of {len(about['ids'])} records are not embedded yet ({sight})"
+        what = f"{missing} of {len(about['ids'])} records are not embedded yet"
         raise ValueError(f"{folder}: {what}; run the same again, to its end")
     rows, scans, words = zip(*(found[one] for one in sorted(found)), strict=True)
     columns = {name: tuple(row[of] for row in rows) for name, of in _COLUMNS.items()}
@@ -261,8 +260,8 @@ def read_embedded(out: Path, sight: Sight = "seeing") -> Embedded:
 _COLUMNS = {"ids": "id", "image_ids": "image_id", "patients": "patient_id", "texts": "text", "failures": "failure"}
 
 
-def _parts(folder: Path, sight: Sight) -> list[Path]:
-    return sorted(folder.glob(f"{sight}-*.npz"))
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("part-*.npz"))
 
 
 def _load(path: Path) -> dict[str, npt.NDArray[Any]]:

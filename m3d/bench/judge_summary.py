@@ -1,48 +1,43 @@
 """The judge's scores as numbers that can be trusted: means with intervals by patient, beside the blind twin's."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 
-from m3d.bench.bootstrap import RESAMPLES, SEED, Estimate, Sums, difference, estimate, summed
+from m3d.bench.bootstrap import INTERVAL, RESAMPLES, SEED, Sums, difference, estimate, summed
 from m3d.bench.judge_words import PROMPT_SHA256, PROMPT_VERSION
 from m3d.bench.metrics.base import Floats, Sample, mean
 
-__all__ = ["SCHEMA", "JudgeScore", "summarise"]
+__all__ = ["SCHEMA", "summarise"]
 
 SCHEMA = "m3d.bench.judge/1"
 Row = Mapping[str, Any]
 
 
-class JudgeScore:
-    """The mean of what a judge gave: ``scores`` from 0 to 100 by the record's id, None where it refused (counted 0)."""
+class _JudgeScore:
+    """The mean of what a judge gave, 0 to 100; a refusal is 0."""
 
     name = "judge"
     better: Literal["higher", "lower"] = "higher"
     unit = ""
     worst: tuple[float, ...] | None = (0.0,)
 
-    def __init__(self, judge: str, scores: Mapping[str, float | None]) -> None:
+    def __init__(self, judge: str) -> None:
         self.variant = f"share of the reference's aspects, 0 to 100, judged by {judge} ({PROMPT_VERSION})"
-        self.scores = scores
 
     def statistics(self, samples: Sequence[Sample]) -> Floats:
-        """``(n, 1)``: the scores; NaN where a sample was not judged."""
-        return np.array([[self._score(sample.record.id)] for sample in samples], dtype=np.float64).reshape(-1, 1)
+        """None: a judge is asked, not computed; its scores are summed as they stand."""
+        raise NotImplementedError
 
     def reduce(self, sums: Floats, counts: Floats) -> Floats:
         """The mean."""
         return mean(sums, counts)
 
-    def _score(self, name: str) -> float:
-        return (self.scores[name] or 0.0) if name in self.scores else float("nan")
-
 
 def summarise(rows: Sequence[Row], *, model: str, kind: str) -> dict[str, Any]:
     """What lines of ``judge.jsonl`` say, by task and group."""
-    metric = JudgeScore(model, {})
+    metric = _JudgeScore(model)
     tasks = {}
     for task in sorted({row["task"] for row in rows}):
         of_task = [row for row in rows if row["task"] == task]
@@ -61,7 +56,7 @@ def summarise(rows: Sequence[Row], *, model: str, kind: str) -> dict[str, Any]:
         "variant": metric.variant,
         "better": metric.better,
         "unit": metric.unit,
-        "bootstrap": {"over": "patients", "resamples": RESAMPLES, "seed": SEED, "interval": 0.95},
+        "bootstrap": {"over": "patients", "resamples": RESAMPLES, "seed": SEED, "interval": INTERVAL},
         "n": len(rows),
         "n_refused": sum(row["refused"] for row in rows),
         "n_empty": sum(row["from"] == "empty" for row in rows),
@@ -69,18 +64,18 @@ def summarise(rows: Sequence[Row], *, model: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _entry(metric: JudgeScore, rows: Sequence[Row]) -> dict[str, Any]:
+def _entry(metric: _JudgeScore, rows: Sequence[Row]) -> dict[str, Any]:
     """The means of both sights, and what seeing gains over the blind twin on the samples that both have."""
     seeing = {row["id"]: row for row in rows if row["sight"] == "seeing"}
     blind = {row["id"]: row for row in rows if row["sight"] == "blind"}
-    entry = {**asdict(estimate(metric, _sums(seeing.values()))), **_counts(seeing.values())}
+    entry = {**estimate(metric, _sums(seeing.values())).to_dict(), **_counts(seeing.values())}
     if not blind:
         return entry
-    entry |= _named("blind", estimate(metric, _sums(blind.values())))
+    entry |= estimate(metric, _sums(blind.values())).to_dict("blind")
     entry |= {f"blind_{name}": count for name, count in _counts(blind.values()).items()}
     both = sorted(set(seeing) & set(blind))
     gain = difference(metric, _sums(seeing[name] for name in both), _sums(blind[name] for name in both))
-    return {**entry, **_named("gain", gain)}
+    return {**entry, **gain.to_dict("gain")}
 
 
 def _sums(rows: Iterable[Row]) -> Sums:
@@ -98,7 +93,3 @@ def _counts(rows: Iterable[Row]) -> dict[str, Any]:
         "n_empty": sum(row["from"] == "empty" for row in kept),
         "value_without_refusals": float(np.mean(given)) if given else None,
     }
-
-
-def _named(name: str, found: Estimate) -> dict[str, Any]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": found.n}

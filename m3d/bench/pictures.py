@@ -33,14 +33,15 @@ def pictures(folder: Path, cases: Iterable[BenchCase]) -> Picture:
             return None
 
     def picture(sample: Mapping[str, Any]) -> Drawn | None:
-        record = records[sample["id"]]
-        scan = opened(record.image_id) if record.target.masks or record.target.boxes else None
-        if scan is None or record.task not in ("seg.sem", "seg.ref", "rec.box3d", "reg"):
+        record = records.get(sample["id"])
+        drawn = record is not None and (record.target.masks or record.target.boxes)
+        scan = opened(record.image_id) if record is not None and drawn else None
+        if record is None or scan is None:
             return None
         said = predictions.get((record.id, str(sample["sight"])))
         masks = () if said is None else said.masks
-        guess = [Finding(mask.name, mask=read_mask(folder, mask, scan.shape)) for mask in masks if mask.file]
-        if said is not None and record.task == "rec.box3d":
+        guess = [Finding(mask.name, mask=read_mask(folder, mask, scan.volume)) for mask in masks if mask.file]
+        if said is not None:
             guess += [_boxed("box", box, scan) for box in said.boxes if not _inverted(box)]
         return scan.volume, _truth(record, scan), guess
 

@@ -1,17 +1,20 @@
 """What a system answered, one JSON line an answer, written as it goes; of this system or of any other.
 
-A run in several processes, or one that was killed and begun again, leaves several files of lines in ``parts/``;
-`gathered` reads them all, and `gather` makes one file of them. A line that was cut off while written is dropped.
+Every process of a run adds to a file of its own in ``parts/``, which nobody else writes or removes; `gathered` reads
+them all, and `gather` makes one file of them beside. A line that was cut off while it was written is passed over.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from data_prep.atomic import atomic_path
 
@@ -21,6 +24,8 @@ NAME = "predictions.jsonl"
 Sight = Literal["seeing", "blind"]
 SIGHTS: tuple[Sight, ...] = ("seeing", "blind")
 Key = tuple[str, str]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Six = tuple[Finite, Finite, Finite, Finite, Finite, Finite]  # d0 h0 w0 d1 h1 w1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +37,7 @@ class DrawnMask:
 
     name: str
     file: str | None = None
-    soft: tuple[float, float, float] | None = None
+    soft: tuple[Finite, Finite, Finite] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +53,11 @@ class Prediction:
     prompt: str = ""
     text: str = ""
     evidence: str = ""
-    boxes: tuple[tuple[float, ...], ...] = ()
+    boxes: tuple[Six, ...] = ()
     masks: tuple[DrawnMask, ...] = ()
-    likelihoods: tuple[float, ...] = ()
-    failure: str | None = None
-    seconds: float | None = None
+    likelihoods: tuple[Finite, ...] = ()
+    failure: Annotated[str, Field(min_length=1)] | None = None
+    seconds: Finite | None = None
 
     @property
     def key(self) -> Key:
@@ -76,26 +81,15 @@ class Prediction:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(row) - known):
             raise ValueError(f"{where}: unknown key {unknown[0]!r}; a prediction has {', '.join(sorted(known))}")
-        if row.get("sight", "seeing") not in SIGHTS:
-            raise ValueError(f"{where}: sight {row['sight']!r} is none of {', '.join(SIGHTS)}")
         try:
-            masks = tuple(_mask(mask) for mask in row.get("masks") or ())
-            boxes = tuple(tuple(float(side) for side in box) for box in row.get("boxes") or ())
-            likelihoods = tuple(float(one) for one in row.get("likelihoods") or ())
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from None
-        if any(len(box) != 6 for box in boxes):
-            raise ValueError(f"{where}: a box is six fractions of the image, d0 h0 w0 d1 h1 w1")
-        texts = {key: str(row[key] or "") for key in ("text", "prompt", "evidence") if key in row}
-        return replace(cls(**{**row, **texts, "masks": (), "boxes": boxes, "likelihoods": likelihoods}), masks=masks)
+            return _READ.validate_python({key: value for key, value in row.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(map(str, first["loc"]))
+            raise ValueError(f"{where}: {field}={first['input']!r}: {first['msg']}") from None
 
 
-def _mask(row: dict[str, Any]) -> DrawnMask:
-    soft = row.get("soft")
-    numbers = None if soft is None else tuple(float(one) for one in soft)
-    if numbers is not None and len(numbers) != 3:
-        raise ValueError("soft: three sums are needed, of p*t, p and t")
-    return DrawnMask(name=str(row.get("name", "")), file=row.get("file"), soft=numbers)
+_READ = TypeAdapter(Prediction)
 
 
 def match_names(asked: Sequence[str], said: Sequence[str]) -> list[int | None]:
@@ -114,13 +108,12 @@ def match_names(asked: Sequence[str], said: Sequence[str]) -> list[int | None]:
 
 
 class Part:
-    """A file that answers are added to, whole lines at a time, on disk before the next is begun."""
+    """A file of this process alone that answers are added to, whole lines at a time, on disk before more are asked."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        path = folder / "parts" / f"{rank:04d}.jsonl"
+        path = folder / "parts" / f"{rank:04d}-{uuid.uuid4().hex[:12]}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_cut_line(path)
-        self._file: TextIO = path.open("a", encoding="utf-8")
+        self._path, self._file = path, path.open("x", encoding="utf-8")
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Keep answers."""
@@ -129,54 +122,48 @@ class Part:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """No more will be added."""
+        """No more will be added; an empty file goes."""
         self._file.close()
-
-
-def _drop_cut_line(path: Path) -> None:
-    kept = path.read_bytes() if path.is_file() else b""
-    whole = kept.rfind(b"\n") + 1
-    if whole < len(kept):
-        with path.open("r+b") as file:
-            file.truncate(whole)
+        if not self._path.stat().st_size:
+            self._path.unlink()
 
 
 def gathered(folder: Path) -> dict[Key, Prediction]:
-    """All answers of a run, whole or begun; of two to the same question the first.
+    """All answers of a run, whole or begun; of two to the same question, as two runs at once may leave, the first.
 
     Raises:
-        ValueError: A line is no prediction.
+        ValueError: A line is no prediction, or one file has two answers to a question.
     """
     found: dict[Key, Prediction] = {}
     for path in (folder / NAME, *sorted((folder / "parts").glob("*.jsonl"))):
-        for prediction in read_predictions(path) if path.is_file() else ():
+        own = set[Key]()
+        for where, prediction in read_predictions(path) if path.is_file() else ():
+            if prediction.key in own:
+                raise ValueError(f"{where}: {prediction.id!r} ({prediction.sight}) is answered twice; keep one")
+            own.add(prediction.key)
             found.setdefault(prediction.key, prediction)
     return found
 
 
-def read_predictions(path: Path) -> Iterator[Prediction]:
-    """The lines of a file; one that was cut off at its end is passed over."""
+def read_predictions(path: Path) -> Iterator[tuple[str, Prediction]]:
+    """The lines of a file with their place; of a part, one that was cut off at its end is passed over."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n") and path.parent.name == "parts":
                 return
             if not line.strip():
                 continue
+            where = f"{path}:{number}"
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error})") from None
-            yield Prediction.from_row(row, f"{path}:{number}")
+                raise ValueError(f"{where}: not JSON ({error})") from None
+            yield where, Prediction.from_row(row, where)
 
 
 def gather(folder: Path) -> dict[Key, Prediction]:
-    """Make one file of a run's parts, sorted by record; the answers."""
+    """Make one file of all that a run has answered, sorted by record; the answers. The parts stay."""
     found = gathered(folder)
     with atomic_path(folder / NAME) as temporary:
-        lines = (found[key].to_line() + "\n" for key in sorted(found))
-        temporary.write_text("".join(lines), encoding="utf-8")
-    for path in (folder / "parts").glob("*.jsonl"):
-        path.unlink()
-    if (folder / "parts").is_dir():
-        (folder / "parts").rmdir()
+        temporary.write_text("".join(found[key].to_line() + "\n" for key in sorted(found)), encoding="utf-8")
     return found

@@ -1,65 +1,66 @@
 """Image-text retrieval: which of a pool's texts is this scan's, and which scan is this text's (M3D-Bench, task 1).
 
-`run_retrieval` embeds; `score_retrieval` draws pools and ranks, of what was embedded and without the model.
+`run_retrieval` embeds the records that were chosen; `score_retrieval` ranks them in pools, of what was embedded and
+without the model. Pools are drawn (`draw_pools`: once, by a fixed seed, the smaller in the larger) or given by name: of
+the paper's, records of M3D-Cap say in ``meta["subsets"]`` that they are of test100, test500, test1k or hard_test, and
+`subset_pools` gathers them by the names that a config has for them. A pool's name stands in the names of its metrics.
 
-A pool is drawn once, by a fixed seed, and the smaller lies in the larger. Its candidates stay while patients' queries
-are resampled, so an interval says how sure the mean over queries is *in this pool*. Ties count against the model, and
-records of the same text are ties by definition: they share one vector, for a batch that pads differently changes the
-last bits. `ceiling` says what ties leave to be reached.
+A pool's candidates stay while patients' queries are resampled, so an interval says how sure the mean over queries is
+*in this pool*. Ties count against the model. Records of the same text are ties by definition: they share one vector,
+for a batch that pads differently changes the last bits. So are records of the same image. `ceiling` says what ties
+leave to be reached.
 
-The blind twin is ``shuffled`` unless one of ``zeros`` was run. Shuffled, each image shows the volume of another
-patient, whose vector is there already: nothing is embedded for it. Of zeros, all volumes are black and have one vector:
-image to text is then exactly chance, and text to image ties throughout, which counts as the last rank.
+The blind twin is always shown another patient's scan (`shuffled`), whatever twin the run's other tasks have: vectors
+are there already, so nothing is embedded for it. One that is shown no voxel would have one vector for all scans, and
+say nothing: ties throughout.
 """
 
 # n = records of a pool, E = width of the embedding
 
+import hashlib
+import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from m3d.bench.bootstrap import SEED, Estimate, difference, estimate, summed
-from m3d.bench.embeddings import ClipEmbedder, Embedded, Embedder, Vectors, embed_records, has, read_embedded
+from data_prep.record import Record
+from m3d.bench.bootstrap import SEED, difference, estimate, summed
+from m3d.bench.embeddings import Asked, ClipEmbedder, Embedded, Embedder, Vectors, embed_records, read_embedded
 from m3d.bench.metrics.base import Floats, ProtocolName
 from m3d.bench.metrics.retrieval import WAYS, WITHIN, MeanOfPool, MedianRank, pool_metrics
 from m3d.inference.load import pick_device
-from m3d.train.cases import TrainingCase
 
-__all__ = ["SIZES", "Blind", "draw_pools", "retrieval_samples", "run_retrieval", "score_retrieval", "shuffled"]
+__all__ = ["SIZES", "draw_pools", "retrieval_samples", "run_retrieval", "score_retrieval", "shuffled", "subset_pools"]
 
 SIZES = (100, 500, 1000, 2000)
-TASK = "retrieval"
-Blind = Literal["shuffled", "zeros"]
+TASK, TWIN = "retrieval", "shuffled"
 Pools = Mapping[str, Sequence[str]]
 
 
 def run_retrieval(
-    cases: Sequence[TrainingCase],
+    asked: Sequence[Asked],
     clip: Path | str | Embedder,
     out: Path,
     *,
-    blind: Blind | None = None,
     shard: tuple[int, int] = (0, 1),
-    task: str = TASK,
     batch: int = 8,
     device: str = "auto",
 ) -> None:
     """Embed scans and texts into ``out/retrieval``; what is there already is not done again.
 
-    ``clip`` is a folder of ``pretrain_clip``, or any `Embedder`. With ``blind`` "zeros" the volumes are black; for
-    "shuffled" the vectors are those of the run that sees, so it is that run.
+    ``asked`` are the records that were chosen, each with its scan; of one scan there may be several. ``clip`` is a
+    folder of ``pretrain_clip``, read to ``device``, or any `Embedder`. See `embed_records`.
     """
     embedder = ClipEmbedder.load(clip, pick_device(device)) if isinstance(clip, Path | str) else clip
-    sight: Literal["seeing", "zeros"] = "zeros" if blind == "zeros" else "seeing"
-    embed_records(cases, embedder, out, task=task, sight=sight, shard=shard, batch=batch)
+    embed_records(asked, embedder, out, shard=shard, batch=batch)
 
 
-# -- pools and blind twins ------------------------------------------------------------------------------------------
+# -- pools and the blind twin ---------------------------------------------------------------------------------------
 
 
 def draw_pools(ids: Sequence[str], sizes: Sequence[int] = SIZES, *, seed: int = SEED) -> dict[str, list[str]]:
@@ -70,45 +71,44 @@ def draw_pools(ids: Sequence[str], sizes: Sequence[int] = SIZES, *, seed: int = 
     return {str(size): sorted(known[place] for place in order[:size]) for size in sorted(wanted)}
 
 
-def shuffled(seeing: Embedded, *, seed: int = SEED) -> Embedded:
-    """Each image with the volume of another patient; of the same only where one patient has more than half of all.
+def subset_pools(records: Iterable[Record], subsets: Mapping[str, str]) -> dict[str, list[str]]:
+    """Record ids by pool, as `score_retrieval` takes them; ``subsets`` are by pool: ``{"100": "test100"}``.
 
-    Records stand in a circle, patients in random order, and pass their volume on by as many places as the patient with
-    the most records has.
+    Raises:
+        ValueError: Fewer than two records are of a subset.
     """
+    members: dict[str, list[str]] = defaultdict(list)
+    for record in records:
+        for subset in record.meta.get("subsets") or ():
+            members[subset].append(record.id)
+    for pool, subset in subsets.items():
+        if len(members[subset]) < 2:
+            known = ", ".join(sorted(name for name, ids in members.items() if ids)) or "none"
+            raise ValueError(
+                f"pool {pool}: {len(members[subset])} of the records are of subset {subset!r} (there are: {known}); "
+                "ask more of them, or leave the pool out"
+            )
+    return {pool: sorted(members[subset]) for pool, subset in subsets.items()}
+
+
+def shuffled(seeing: Embedded, *, seed: int = SEED) -> Embedded:
+    """Each scan as that of another patient; of the same only where one patient has more than half of all.
+
+    Scans stand in a circle, patients in random order, and pass their vectors on by as many places as the patient with
+    the most scans has. Those that could not be embedded stand aside.
+    """
+    first = {image: place for place, image in reversed(list(enumerate(seeing.image_ids)))}
     mine: dict[str, list[int]] = defaultdict(list)
-    for place, patient in enumerate(seeing.patients):
-        mine[patient].append(place)
+    for place in sorted(first.values()):
+        if np.isfinite(seeing.scans[place]).all():
+            mine[seeing.patients[place]].append(place)
     names = sorted(mine)
     order = [place for turn in np.random.default_rng(seed).permutation(len(names)) for place in mine[names[turn]]]
-    n, most = len(order), max(map(len, mine.values()))
+    n, most = len(order), max(map(len, mine.values()), default=0)
     step = most if 2 * most <= n else n // 2
-    scans, given = np.empty_like(seeing.scans), np.roll(order, -step)
-    scans[order] = seeing.scans[given]
-    return replace(seeing, scans=scans)
-
-
-def similarities(embedded: Embedded, *, one_vector_a_text: bool) -> Floats:
-    """Cosines of all scans (rows) with all texts, ``-inf`` where either has no vector: ``(n, n)``.
-
-    What is equal is multiplied once: a product's last bits can depend on its place in the matrix, and equal vectors
-    would not tie.
-    """
-    words = embedded.words
-    if one_vector_a_text:
-        first: dict[str, int] = {}
-        words = words[[first.setdefault(text, place) for place, text in enumerate(embedded.texts)]]
-    scans, to_scan = _distinct(embedded.scans)
-    texts, to_text = _distinct(words)
-    with np.errstate(invalid="ignore"):
-        product = scans @ texts.T
-    product[~np.isfinite(product)] = -np.inf
-    return np.asarray(product[to_scan][:, to_text])
-
-
-def _distinct(vectors: Vectors) -> tuple[Floats, npt.NDArray[np.int64]]:
-    found, place = np.unique(vectors, axis=0, return_inverse=True)
-    return found.astype(np.float64), place.reshape(-1)
+    given = {place: order[(turn + step) % n] for turn, place in enumerate(order)}
+    shown = (first[image] for image in seeing.image_ids)
+    return replace(seeing, scans=seeing.scans[[given.get(place, place) for place in shown]])
 
 
 # -- scoring --------------------------------------------------------------------------------------------------------
@@ -124,30 +124,27 @@ class _Ranked:
 
 
 def score_retrieval(
-    out: Path,
-    protocol: ProtocolName = "standard",
-    *,
-    sizes: Sequence[int] = SIZES,
-    pools: Pools | None = None,
-    blind: Blind | None = None,
+    out: Path, protocol: ProtocolName = "standard", *, pools: Pools | None = None, twin: bool = True
 ) -> dict[str, Any]:
-    """The entry of ``metrics.json`` for retrieval, from what `run_retrieval` left.
+    """The entry of ``metrics.json`` for retrieval, from what `run_retrieval` left; no record's id is in it.
 
-    ``pools`` gives record ids by name in place of pools that are drawn, as the paper's test subsets. ``protocol`` "m3d"
-    names directions IR (images look for texts) and TR, as the released code does. What it computes is of whole vectors;
-    the released loader also shortens texts that are too long at random, which nobody can repeat.
+    ``pools`` gives record ids by name, such as `subset_pools`; where there are none, pools are drawn. Without ``twin``
+    there is no blind twin beside. ``protocol`` "m3d" names directions IR (images look for texts) and TR, as the
+    released code does. What it computes is of whole vectors; the released loader also shortens texts that are too long
+    at random, which nobody can repeat.
 
     Raises:
         FileNotFoundError, ValueError: Nothing was embedded, or not all, or a pool names records that are not there.
     """
     seeing = read_embedded(out)
-    chosen = _checked(seeing.ids, pools) if pools is not None else draw_pools(seeing.ids, sizes)
-    twin = blind or ("zeros" if has(out, "zeros") else "shuffled")
-    one, other = (_ranked(view, chosen, protocol) for view in (seeing, _blind(out, seeing, twin)))
+    chosen = _chosen(seeing.ids, pools)
+    one = _ranked(seeing, chosen, protocol)
+    other = _ranked(shuffled(seeing), chosen, protocol) if twin else None
     patient = dict(zip(seeing.ids, seeing.patients, strict=True))
     metrics = {}
     for pool in chosen:
-        for metric, blinded in zip(one.metrics[pool], other.metrics[pool], strict=True):
+        for number, metric in enumerate(one.metrics[pool]):
+            blinded = None if other is None else other.metrics[pool][number]
             metrics[metric.name] = _entry(metric, blinded, [patient[record] for record in metric.ids])
     failed = [failure for failure in seeing.failures if failure is not None]
     return {
@@ -157,38 +154,28 @@ def score_retrieval(
         "failures": dict(sorted(Counter(failure.partition(":")[0] for failure in failed).items())),
         "seconds": round(seeing.seconds, 3),
         "embedder": dict(seeing.about["embedder"]),
-        "blind": twin,
+        "blind": TWIN if twin else None,
         "pools": {pool: _pool_facts(seeing, ids) for pool, ids in chosen.items()},
         "metrics": metrics,
     }
 
 
 def retrieval_samples(
-    out: Path,
-    protocol: ProtocolName = "standard",
-    *,
-    sizes: Sequence[int] = SIZES,
-    pools: Pools | None = None,
-    blind: Blind | None = None,
+    out: Path, protocol: ProtocolName = "standard", *, pools: Pools | None = None, twin: bool = True
 ) -> list[dict[str, Any]]:
     """Lines of ``samples.jsonl`` for both sights; ``text`` is the one that stands first in the largest pool.
 
     Without the median rank: the rows of that one are as long as its pool.
     """
     seeing = read_embedded(out)
-    chosen = _checked(seeing.ids, pools) if pools is not None else draw_pools(seeing.ids, sizes)
-    twin = blind or ("zeros" if has(out, "zeros") else "shuffled")
-    views = {"seeing": seeing, "blind": _blind(out, seeing, twin)}
+    chosen = _chosen(seeing.ids, pools)
+    views = {"seeing": seeing} | ({"blind": shuffled(seeing)} if twin else {})
     return [row for sight, view in views.items() for row in _rows(sight, _ranked(view, chosen, protocol))]
 
 
-def _blind(out: Path, seeing: Embedded, blind: Blind) -> Embedded:
-    if blind not in ("shuffled", "zeros"):
-        raise ValueError(f"blind={blind!r} is not known; use shuffled or zeros")
-    return shuffled(seeing) if blind == "shuffled" else read_embedded(out, "zeros")
-
-
-def _checked(ids: Sequence[str], pools: Pools) -> dict[str, list[str]]:
+def _chosen(ids: Sequence[str], pools: Pools | None) -> dict[str, list[str]]:
+    if not pools:
+        return draw_pools(ids)
     known = set(ids)
     for name, wanted in pools.items():
         if missing := sorted(set(wanted) - known):
@@ -200,54 +187,75 @@ def _checked(ids: Sequence[str], pools: Pools) -> dict[str, list[str]]:
 
 def _ranked(embedded: Embedded, pools: Pools, protocol: ProtocolName) -> _Ranked:
     place = {record: number for number, record in enumerate(embedded.ids)}
-    whole = similarities(embedded, one_vector_a_text=protocol == "standard")
+    words = embedded.words
+    if protocol == "standard":  # one vector a text
+        alike: dict[str, int] = {}
+        words = words[[alike.setdefault(text, number) for number, text in enumerate(embedded.texts)]]
     metrics: dict[str, Sequence[MeanOfPool]] = {}
     first: dict[str, str] = {}
     for pool, ids in sorted(pools.items(), key=lambda item: len(item[1])):
         chosen = [place[record] for record in ids]
-        matrix = whole[np.ix_(chosen, chosen)]
+        matrix = similarities(embedded.scans[chosen], words[chosen])
         metrics[pool] = pool_metrics(protocol, matrix, ids, pool)
         best = matrix.argmax(axis=1).tolist()
         first |= {record: embedded.texts[chosen[text]] for record, text in zip(ids, best, strict=True)}
     return _Ranked(embedded, metrics, first)
 
 
-def _entry(metric: MeanOfPool, blinded: MeanOfPool, patients: Sequence[str]) -> dict[str, Any]:
-    seeing, other = summed(metric.rows, patients), summed(blinded.rows, patients)
+def similarities(scans: Vectors, texts: Vectors) -> Floats:
+    """Cosines of all scans (rows) with all texts, ``-inf`` where either has no vector: ``(n, E), (n, E) -> (n, n)``.
+
+    What is equal is multiplied once: a product's last bits can depend on its place in the matrix, and equal vectors
+    would not tie. In float64, for in float32 vectors that differ would.
+    """
+    (scans_once, to_scan), (texts_once, to_text) = _distinct(scans), _distinct(texts)
+    with np.errstate(invalid="ignore"):
+        product = scans_once @ texts_once.T
+    product[~np.isfinite(product)] = -np.inf
+    return np.asarray(product[np.ix_(to_scan, to_text)])
+
+
+def _distinct(vectors: Vectors) -> tuple[Floats, npt.NDArray[np.int64]]:
+    found, place = np.unique(vectors, axis=0, return_inverse=True)
+    return found.astype(np.float64), place.reshape(-1)
+
+
+def _entry(metric: MeanOfPool, blinded: MeanOfPool | None, patients: Sequence[str]) -> dict[str, Any]:
+    seeing = summed(metric.rows, patients)
     value = estimate(metric, seeing)
-    entry = {
-        "variant": metric.variant,
-        "better": metric.better,
-        "unit": metric.unit,
-        **_numbers(value),
-        "n": value.n,
-        "patients": value.patients,
-        **_numbers(estimate(metric, other), "blind"),
-        **_numbers(difference(metric, seeing, other), "gain"),
-        "chance": metric.chance,
-    }
+    entry = {"variant": metric.variant, "better": metric.better, "unit": metric.unit, **value.to_dict()}
+    if blinded is not None:
+        other = summed(blinded.rows, patients)
+        entry |= estimate(metric, other).to_dict("blind") | difference(metric, seeing, other).to_dict("gain")
+    entry["chance"] = metric.chance
     if metric.better == "higher" and metric.chance and value.value is not None:
         entry["times_chance"] = value.value / metric.chance
     return entry | {"groups": {}}
 
 
-def _numbers(found: Estimate, name: str = "") -> dict[str, float | None]:
-    low, high = (f"{name}_low", f"{name}_high") if name else ("low", "high")
-    return {name or "value": found.value, low: found.low, high: found.high}
-
-
 def _pool_facts(embedded: Embedded, ids: Sequence[str]) -> dict[str, Any]:
-    """Size, ids and duplicates; `ceiling` is the R@k that no model can pass, for ties of identical texts."""
-    rows = dict(zip(embedded.ids, zip(embedded.texts, embedded.patients, strict=True), strict=True))
-    texts, patients = (Counter(rows[record][column] for record in ids) for column in (0, 1))
-    alike = [texts[rows[record][0]] for record in ids]
+    """Size and duplicates, and which records they are, by a hash: ids may name patients.
+
+    No model passes `ceiling`, the R@k that ties of identical texts and of records of one image leave.
+    """
+    columns = zip(embedded.texts, embedded.image_ids, embedded.patients, strict=True)
+    rows = dict(zip(embedded.ids, columns, strict=True))
+    texts, images, patients = zip(*(rows[record] for record in ids), strict=True)
+    counted = [(some, Counter(some)) for some in (texts, images)]
+    alike = [[counts[one] for one in some] for some, counts in counted]
     return {
         "n": len(ids),
-        "patients": len(patients),
-        "distinct_texts": len(texts),
-        "share_their_text": sum(count > 1 for count in alike),
-        "ceiling": {f"R@{k} {WAYS[0]}": sum(count <= k for count in alike) / len(ids) for k in WITHIN},
-        "ids": list(ids),
+        "patients": len(set(patients)),
+        "distinct_texts": len(set(texts)),
+        "distinct_images": len(set(images)),
+        "share_their_text": sum(count > 1 for count in alike[0]),
+        "share_their_image": sum(count > 1 for count in alike[1]),
+        "ceiling": {
+            f"R@{k} {way}": sum(count <= k for count in counts) / len(ids)
+            for way, counts in zip(WAYS, alike, strict=True)
+            for k in WITHIN
+        },
+        "ids_sha256": hashlib.sha256(json.dumps(sorted(ids)).encode()).hexdigest(),
     }
 
 

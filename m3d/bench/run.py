@@ -1,7 +1,7 @@
 """Ask a model all that a run asks: one scan after another, looked at once, its questions answered together.
 
-Every scan's answers are on disk before the next is begun, so that a run that is killed goes on where it was, in as many
-processes as one likes.
+Every batch of answers is on disk before the next is asked, so that a run that is killed goes on where it was, in as
+many processes as one likes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from data_prep.volume import BadScan
 from data_prep.write import write_mask
 from m3d.bench.cases import BenchCase, Opened
 from m3d.bench.config import BenchConfig
+from m3d.bench.metrics.registry import kind_of
 from m3d.bench.predictions import SIGHTS, DrawnMask, Key, Part, Prediction, Sight, gathered, match_names
 from m3d.bench.published import soft_sums
 from m3d.inference.load import M3D
@@ -32,7 +33,6 @@ from m3d.tasks import TASKS, render
 from m3d.tasks.base import Rendered
 from m3d.tasks.codecs import Frac3
 from m3d.tasks.evidence import ANSWER
-from m3d.tasks.segmentation import named_masks
 from m3d.tasks.vqa import LETTERS
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 __all__ = ["RUN", "ask_cases", "begin", "read_run"]
 
 RUN = "run.json"
-DRAWN = ("seg.sem", "seg.ref")
+IMPOSSIBLE = -1e9  # nats: JSON has no infinity
+UNREAD = "BadScan: its files cannot be read; the log of the run says why"  # without the path, which may name a patient
 
 
 def begin(folder: Path, about: dict[str, Any]) -> None:
@@ -49,21 +50,17 @@ def begin(folder: Path, about: dict[str, Any]) -> None:
     Raises:
         ValueError: Another run was begun here; the message says in what it differs.
     """
-    path = folder / RUN
-    if path.is_file():
-        old = read_run(folder)
-        differs = sorted(key for key in {*old, *about} - {"machine", "where"} if old.get(key) != about.get(key))
-        if differs:
-            raise ValueError(
-                f"{folder} holds a run of {', '.join(f'another {key}' for key in differs)}; "
-                "give another --out, or remove it"
-            )
-        return
-    if gathered(folder):
-        raise ValueError(f"{folder} holds answers, but no {RUN} that says whose; give another --out, or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    if not (folder / RUN).is_file():
+        if gathered(folder):
+            raise ValueError(f"{folder} holds answers, but no {RUN} that says whose; give another --out, or remove it")
+        with atomic_path(folder / RUN) as temporary:
+            text = json.dumps(about, indent=1, ensure_ascii=False, allow_nan=False)
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+    known = read_run(folder)  # also where it was just written: another process may have been quicker
+    differs = sorted(key for key in {*known, *about} - {"machine", "where"} if known.get(key) != about.get(key))
+    if differs:
+        others = ", ".join(f"another {key}" for key in differs)
+        raise ValueError(f"{folder} holds a run of {others}; give another --out, or remove it")
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -96,7 +93,7 @@ def ask_cases(
     A scan that cannot be read is a failure of all its records, by name.
     """
     sights: tuple[Sight, ...] = SIGHTS if config.blind else SIGHTS[:1]
-    done, part, added = gathered(folder).keys(), Part(folder, rank), 0
+    done, part, added = set(gathered(folder)), Part(folder, rank), 0
     own = [case for case in cases[rank::world] if _open_questions(case, sights, done)]
     show = progress or (lambda some: tqdm(some, unit="scan", disable=rank > 0))
     try:
@@ -109,10 +106,9 @@ def ask_cases(
     return added
 
 
-def _open_questions(case: BenchCase, sights: Sequence[Sight], done: Iterable[Key]) -> dict[Sight, list[Record]]:
-    known = set(done)
+def _open_questions(case: BenchCase, sights: Sequence[Sight], done: Set[Key]) -> dict[Sight, list[Record]]:
     asked = [record for record in case.records if record.task != "retrieval"]
-    found = {sight: [record for record in asked if (record.id, sight) not in known] for sight in sights}
+    found = {sight: [record for record in asked if (record.id, sight) not in done] for sight in sights}
     return {sight: records for sight, records in found.items() if records}
 
 
@@ -129,7 +125,7 @@ def _ask_case(
         prepared = opened.prepared(model.processor.preprocess)
     except BadScan as error:
         log.warning("%s", error)
-        yield [_about(record, sight, failure=f"BadScan: {error}") for sight, some in asked.items() for record in some]
+        yield [_about(record, sight, failure=UNREAD) for sight, some in asked.items() for record in some]
         return
     scan = Scan.of_prepared(model.id, model.model, model.processor, prepared)
     for sight, records in asked.items():
@@ -137,7 +133,7 @@ def _ask_case(
             seen = scan if sight == "seeing" else _twin(scan, case, cases, config)
         except BadScan as error:
             log.warning("what the twin of %s is shown: %s", case.id, error)
-            yield [_about(record, sight, failure=f"BadScan: {error}") for record in records]
+            yield [_about(record, sight, failure=UNREAD) for record in records]
             continue
         asking = _Asking(seen, opened, config, folder, sight)
         for limit in sorted({config.tasks[record.task].max_new_tokens for record in records}):
@@ -152,11 +148,8 @@ def _twin(scan: Scan, case: BenchCase, cases: Sequence[BenchCase], config: Bench
     if config.blind == "zeros":
         return scan.blinded()
     place = next(number for number, one in enumerate(cases) if one is case)
-    others = [*cases[place + 1 :], *cases[:place]]
     patient = case.stored.image.patient_id
-    other = next((one for one in others if one.stored.image.patient_id != patient), None)
-    if other is None:
-        raise ValueError("blind: shuffled needs scans of two patients; take blind: zeros")
+    other = next(one for one in [*cases[place + 1 :], *cases[:place]] if one.stored.image.patient_id != patient)
     return scan.shown(other.open().prepared(scan.processor.preprocess).array)
 
 
@@ -177,7 +170,7 @@ class _Asking:
         results = self.scan.ask_many(
             [one.prompt for one in said],
             max_new_tokens=limit,
-            keep_logits=any(record.task in DRAWN for record in records),
+            keep_logits=any(kind_of(record.task) == "masks" for record in records),
         )
         found = [self._prediction(*one) for one in zip(records, said, results, strict=True)]
         each = round((time.monotonic() - began) / len(records), 4)
@@ -191,7 +184,7 @@ class _Asking:
             )
             for box in result.boxes
         )
-        drawn = self._drawn(record, result) if record.task in DRAWN else ()
+        drawn = self._drawn(record, result) if kind_of(record.task) == "masks" else ()
         return _about(
             record,
             self.sight,
@@ -207,7 +200,7 @@ class _Asking:
     def _likelihoods(self, record: Record, asked: Rendered, result: Result) -> tuple[float, ...]:
         """How likely each option is behind the evidence that the answer gave."""
         options = record.target.options
-        if record.task != "vqa.closed" or options is None or not self.config.likelihoods:
+        if kind_of(record.task) != "choice" or options is None or not self.config.likelihoods:
             return ()
         lettered = asked.answer not in options
         lead = f"{result.evidence}. {ANSWER} " if result.evidence else ""
@@ -215,11 +208,12 @@ class _Asking:
             f"{lead}{LETTERS[number]}. {option}" if lettered else f"{lead}{option}"
             for number, option in enumerate(options)
         ]
-        return tuple(round(one, 4) for one in self.scan.log_likelihoods(asked.prompt, answers))
+        found = self.scan.log_likelihoods(asked.prompt, answers)
+        return tuple(round(max(one, IMPOSSIBLE), 4) for one in found)
 
     def _drawn(self, record: Record, result: Result) -> tuple[DrawnMask, ...]:
-        """Keep the masks of an answer, not those of its evidence; what a record asks for gets its soft sums."""
-        own = result.masks[len(set(named_masks(result.evidence))) :]
+        """Keep the masks of an answer, not what it measured; what a record asks for gets its soft sums."""
+        own = result.masks[result.num_measured :]
         truths = record.target.masks or ()
         matched = match_names([truth.name for truth in truths], [mask.name for mask in own])
         where = {number: place for place, number in enumerate(matched) if number is not None}
@@ -262,8 +256,9 @@ def _failure(record: Record, result: Result, drawn: Sequence[DrawnMask]) -> str 
     if not result.text.strip():
         cut = next((note for note in result.warnings if "broken off" in note), "")
         return f"NoAnswer: {cut}" if cut else "NoAnswer: nothing was said"
-    if record.task in DRAWN and record.target.masks and not drawn:
+    kind = kind_of(record.task)
+    if kind == "masks" and record.target.masks and not drawn:
         return "NoMask: the answer has no [SEG]"
-    if record.task == "rec.box3d" and record.target.boxes and not result.boxes:
+    if kind == "boxes" and record.target.boxes and not result.boxes:
         return "NoBox: the answer has no box"
     return None

@@ -1,12 +1,14 @@
 """From answers to numbers, without the model: samples beside their truth, then every metric with its interval.
 
-Masks are judged a scan at a time, in several processes. What was asked and not answered is a failure, at its worst.
+Masks are judged a scan at a time, in several processes. What was asked and not answered is a failure, at its worst; of
+the blind twin it is left out, and so is the same record when the two are compared.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,25 +17,25 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
 from data_prep.atomic import atomic_path
+from data_prep.formats.nifti import read_nifti
 from data_prep.record import Record
-from data_prep.volume import BadScan
+from data_prep.volume import BadScan, Volume
 from m3d.bench import bootstrap
-from m3d.bench.bootstrap import RESAMPLES, SEED, Estimate, summed
+from m3d.bench.bootstrap import INTERVAL, RESAMPLES, SEED, summed
 from m3d.bench.cases import BenchCase, Opened, group_of
 from m3d.bench.metrics.base import Floats, Metric, ProtocolName, Sample
 from m3d.bench.metrics.choices import chance
 from m3d.bench.metrics.masks import MaskPair
-from m3d.bench.metrics.registry import OF_MASKS, metrics_of
+from m3d.bench.metrics.registry import kind_of, metrics_of
 from m3d.bench.predictions import SIGHTS, DrawnMask, Key, Prediction, Sight, match_names
 from m3d.tasks import TASKS, render
 from m3d.tasks.codecs import Frac3
 
-__all__ = ["Judged", "judge_samples", "metrics_table", "read_mask", "write_samples"]
+__all__ = ["Judged", "all_metrics", "judge_samples", "metrics_table", "read_mask", "write_samples"]
 
 SCHEMA = "m3d.bench/1"
 MISSING = "Missing: not answered"
@@ -41,13 +43,19 @@ MISSING = "Missing: not answered"
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """An answer beside its truth, and the statistics of every metric that judges it."""
+    """An answer beside its truth, and the statistics of every metric that judges it; ``text`` is all that was said."""
 
     sample: Sample
     sight: Sight
     group: str
+    text: str
     statistics: Mapping[str, list[float]] = field(default_factory=dict)
     seconds: float | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether the model was asked at all; if not, nothing is known of what it would have said."""
+        return (self.sample.failure or "").partition(":")[0] not in ("Missing", "BadScan")
 
     def to_row(self) -> dict[str, Any]:
         """The line of ``samples.jsonl``."""
@@ -61,7 +69,7 @@ class Judged:
             "patient_id": record.patient_id,
             "group": self.group,
             "failure": self.sample.failure,
-            "text": self.sample.said,
+            "text": self.text,
             "reference": self.sample.reference,
             "statistics": {
                 name: [one if np.isfinite(one) else None for one in row] for name, row in self.statistics.items()
@@ -92,30 +100,36 @@ class _Scan:
     def _judged(self, record: Record, sight: Sight) -> Judged:
         prediction = self.predictions.get((record.id, sight), Prediction(id=record.id, sight=sight, failure=MISSING))
         sample, statistics = self._sample(record, prediction), dict[str, list[float]]()
-        if record.task in OF_MASKS:
+        if kind_of(record.task) == "masks":
             for metric in metrics_of(record.task, self.protocol):
                 statistics[metric.name] = _statistics(metric, [sample])[0].tolist()
             sample = replace(sample, masks=())
         return Judged(
-            sample=sample, sight=sight, group=group_of(record), statistics=statistics, seconds=prediction.seconds
+            sample=sample,
+            sight=sight,
+            group=group_of(record),
+            text=prediction.text,
+            statistics=statistics,
+            seconds=prediction.seconds,
         )
 
     def _sample(self, record: Record, said: Prediction) -> Sample:
-        asked, options = render(TASKS, record, codec=Frac3()), record.target.options or ()
+        asked, options, kind = render(TASKS, record, codec=Frac3()), record.target.options or (), kind_of(record.task)
+        text = said.text if said.failure is None else ""  # whatever a failure says is no answer
         choice = None
-        if record.task == "vqa.closed" and said.text:
-            choice = TASKS["vqa.closed"].parse(said.text, Frac3(), options=options)  # type: ignore[call-arg]
+        if kind == "choice" and text:
+            choice = TASKS[record.task].parse(text, Frac3(), options=options)  # type: ignore[call-arg]
         return Sample(
             record=record,
-            said=said.text,
+            said=text,
             reference=asked.answer,
             options=options,
             choice=choice,
             true_choice=record.target.choice,
             likelihoods=said.likelihoods,
             boxes=said.boxes,
-            true_boxes=self._opened.boxes(record) if record.task == "rec.box3d" else (),
-            masks=tuple(self._pairs(record, said)) if record.task in OF_MASKS else (),
+            true_boxes=self._opened.boxes(record) if kind == "boxes" else (),
+            masks=tuple(self._pairs(record, said)) if kind == "masks" else (),
             failure=said.failure,
         )
 
@@ -125,8 +139,10 @@ class _Scan:
         if found is None:
             try:
                 found = self.case.open()
-            except BadScan:  # its failures are judged by what the store has of it
-                found = replace(self.case, entry=None).open()
+            except BadScan:
+                if any(not (one.failure or "").startswith("BadScan") for one in self.predictions.values()):
+                    raise  # it was read when it was asked about
+                found = replace(self.case, entry=None).open()  # how bad a failure is, is known of the store's grid
             self.__dict__["opened"] = found
         return found
 
@@ -134,39 +150,48 @@ class _Scan:
         opened, truths = self._opened, record.target.masks or ()
         spacing = opened.spacing
         if not truths:  # what was asked for is absent: any mask is wrong
-            drawn = [self._read(mask) for mask in said.masks]
+            drawn = [self._read(record, mask) for mask in said.masks]
             found = next((mask for mask in drawn if mask is not None and mask.any()), None)
             return [MaskPair("absent", found, np.zeros(opened.shape, bool), spacing)]
         matched = match_names([truth.name for truth in truths], [mask.name for mask in said.masks])
         pairs = []
         for number, (truth, place) in enumerate(zip(truths, matched, strict=True)):
             mask = None if place is None else said.masks[place]
-            guess = None if mask is None else self._read(mask)
+            guess = None if mask is None else self._read(record, mask)
             soft = None if mask is None else mask.soft
             pairs.append(MaskPair(truth.name, guess, opened.mask(record, number), spacing, soft))
         return pairs
 
-    def _read(self, mask: DrawnMask) -> npt.NDArray[np.bool_] | None:
-        return None if mask.file is None else read_mask(self.folder, mask, self._opened.shape)
+    def _read(self, record: Record, mask: DrawnMask) -> npt.NDArray[np.bool_] | None:
+        if self.protocol == "m3d":
+            return None  # which counts probabilities alone
+        if mask.file is None:
+            raise ValueError(
+                f"{record.id}: the mask of {mask.name!r} was drawn but not kept, so only --protocol m3d can be scored; "
+                "run with keep_masks=true, or give its file"
+            )
+        return read_mask(self.folder, mask, self._opened.volume)
 
 
-def read_mask(folder: Path, mask: DrawnMask, shape: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
-    """The voxels of a mask that was kept.
+def read_mask(folder: Path, mask: DrawnMask, like: Volume) -> npt.NDArray[np.bool_]:
+    """The voxels of a mask that was kept, checked to lie on the voxels of ``like``.
 
     Raises:
-        ValueError: The file cannot be read, or its mask lies on another grid than ``shape``.
+        ValueError: The file cannot be read, or its mask lies on another grid.
     """
     path = folder / str(mask.file)
     try:
-        array = np.asarray(nib.load(path).dataobj) > 0  # type: ignore[attr-defined]  # its stubs know a base class
-    except (OSError, EOFError, nib.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"{path}: the mask cannot be read ({error}); run again to draw it anew") from None
-    if array.shape != shape:
+        found = read_nifti(path)
+    except (OSError, BadScan) as error:
         raise ValueError(
-            f"{path}: the mask has shape {array.shape}, the scan that it is judged on {shape}; give the `scans` "
-            "of the run, or masks on the store's grid"
+            f"{path}: the mask cannot be read ({error}); draw it anew, in a run of its own --out"
+        ) from None
+    if found.shape != like.shape or not np.allclose(found.affine, like.affine, atol=1e-2):
+        raise ValueError(
+            f"{path}: the mask lies on {found.shape} voxels in {found.orientation}, what it is judged on has "
+            f"{like.shape} in {like.orientation}; give the `scans` of the run, or masks on the grid that is judged"
         )
-    return np.asarray(array)
+    return np.asarray(found.array > 0.5)
 
 
 def _judge(scan: _Scan) -> list[Judged]:
@@ -192,6 +217,7 @@ def judge_samples(
     predictions: dict[Key, Prediction],
     protocol: ProtocolName,
     *,
+    extra: Sequence[Metric] = (),
     workers: int | None = None,
     progress: Callable[[Iterable[list[Judged]], int], Iterable[list[Judged]]] = lambda some, _: some,
 ) -> list[Judged]:
@@ -207,27 +233,33 @@ def judge_samples(
         )
         for case in cases
     ]
-    workers = min(workers or os.cpu_count() or 1, len(scans))
+    drawn = any(kind_of(record.task) == "masks" for case in cases for record in case.records)
+    workers = min(workers or os.cpu_count() or 1, len(scans)) if drawn and protocol == "standard" else 1
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             found = [one for some in progress(pool.map(_judge, scans), len(scans)) for one in some]
     else:
         found = [one for some in progress(map(_judge, scans), len(scans)) for one in some]
-    return _with_texts(found, protocol)
+    return _with_texts(found, protocol, extra)
 
 
 def _keys(record: Record, sights: Sequence[Sight]) -> list[Key]:
     return [(record.id, sight) for sight in sights]
 
 
-def _with_texts(found: Sequence[Judged], protocol: ProtocolName) -> list[Judged]:
+def all_metrics(task: str, protocol: ProtocolName, extra: Sequence[Metric] = ()) -> tuple[Metric, ...]:
+    """The metrics of a task, and for texts the ``extra`` ones."""
+    return (*metrics_of(task, protocol), *(extra if kind_of(task) == "text" else ()))
+
+
+def _with_texts(found: Sequence[Judged], protocol: ProtocolName, extra: Sequence[Metric]) -> list[Judged]:
     """Add the metrics that judge all samples of a task together."""
     done = list(found)
-    for task in {one.sample.record.task for one in found} - set(OF_MASKS):
-        for sight in SIGHTS:
+    for task in sorted({one.sample.record.task for one in found}):
+        for sight in SIGHTS if kind_of(task) != "masks" else ():
             places = [n for n, one in enumerate(done) if one.sample.record.task == task and one.sight == sight]
             samples = [done[place].sample for place in places]
-            for metric in metrics_of(task, protocol) if places else ():
+            for metric in all_metrics(task, protocol, extra) if places else ():
                 for place, row in zip(places, _statistics(metric, samples).tolist(), strict=True):
                     done[place] = replace(done[place], statistics={**done[place].statistics, metric.name: row})
     return done
@@ -243,46 +275,50 @@ def write_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 # -- the table ------------------------------------------------------------------------------------------------------
 
 
-def metrics_table(judged: Sequence[Judged], protocol: ProtocolName, about: Mapping[str, Any]) -> dict[str, Any]:
+def metrics_table(
+    judged: Sequence[Judged], protocol: ProtocolName, about: Mapping[str, Any], extra: Sequence[Metric] = ()
+) -> dict[str, Any]:
     """What ``metrics.json`` holds: ``about`` the run, then every task."""
-    tasks = [task for task in TASKS if any(one.sample.record.task == task for one in judged)]
+    by_task = {task: [one for one in judged if one.sample.record.task == task] for task in TASKS}
     return {
         "schema": SCHEMA,
         "protocol": protocol,
         **about,
-        "bootstrap": {"over": "patients", "resamples": RESAMPLES, "seed": SEED, "interval": bootstrap.INTERVAL},
+        "bootstrap": {"over": "patients", "resamples": RESAMPLES, "seed": SEED, "interval": INTERVAL},
         "tasks": {
-            task: _task([one for one in judged if one.sample.record.task == task], task, protocol) for task in tasks
+            task: _task(some, all_metrics(task, protocol, extra), choice=kind_of(task) == "choice")
+            for task, some in by_task.items()
+            if some
         },
     }
 
 
-def _task(judged: Sequence[Judged], task: str, protocol: ProtocolName) -> dict[str, Any]:
-    seeing, blind = ([one for one in judged if one.sight == sight] for sight in SIGHTS)
-    failed = [one.sample.failure for one in seeing if one.sample.failure is not None]
+def _task(judged: Sequence[Judged], metrics: Sequence[Metric], *, choice: bool) -> dict[str, Any]:
+    seeing = [one for one in judged if one.sight == "seeing"]
+    blind = [one for one in judged if one.sight == "blind" and one.asked]
     entry: dict[str, Any] = {
         "n": len(seeing),
         "patients": len({one.sample.patient for one in seeing}),
-        "n_failed": len(failed),
-        "failures": dict(Counter(failure.split(":")[0] for failure in failed)),
+        **_failures(seeing),
         "seconds": round(sum(one.seconds or 0.0 for one in seeing), 1),
-        "metrics": {metric.name: _metric(metric, seeing, blind) for metric in metrics_of(task, protocol)},
+        **({"twin": {"n": len(blind), **_failures(blind)}} if blind else {}),
+        "metrics": {metric.name: _metric(metric, seeing, blind) for metric in metrics},
     }
-    if task == "vqa.closed":
-        for name, found in entry["metrics"].items():
-            if name.startswith("accuracy"):
-                found["chance"] = chance([one.sample for one in seeing])
+    for name, found in entry["metrics"].items() if choice else ():
+        if name.startswith("accuracy"):
+            found["chance"] = chance([one.sample for one in seeing])
     return entry
 
 
+def _failures(judged: Sequence[Judged]) -> dict[str, Any]:
+    kinds = Counter(one.sample.failure.partition(":")[0] for one in judged if one.sample.failure is not None)
+    return {"n_failed": kinds.total(), "failures": dict(sorted(kinds.items()))}
+
+
 def _metric(metric: Metric, seeing: Sequence[Judged], blind: Sequence[Judged]) -> dict[str, Any]:
+    entry: dict[str, Any] = {"variant": metric.variant, "better": metric.better, "unit": metric.unit}
+    entry |= _estimates(metric, seeing, blind)
     groups = sorted({one.group for one in seeing})
-    entry = {
-        "variant": metric.variant,
-        "better": metric.better,
-        "unit": metric.unit,
-        **_estimates(metric, seeing, blind),
-    }
     if len(groups) > 1:
         parts = [([o for o in seeing if o.group == group], [o for o in blind if o.group == group]) for group in groups]
         entry["groups"] = {group: _estimates(metric, *part) for group, part in zip(groups, parts, strict=True)}
@@ -291,58 +327,45 @@ def _metric(metric: Metric, seeing: Sequence[Judged], blind: Sequence[Judged]) -
 
 
 def _estimates(metric: Metric, seeing: Sequence[Judged], blind: Sequence[Judged]) -> dict[str, Any]:
-    """The value with its interval; beside the twin's, and how much is gained over it."""
-    order = sorted({one.sample.patient for one in seeing})
-    own = _sums(metric, seeing, order)
-    found = _said(bootstrap.estimate(metric, own))
+    """The value with its interval; beside the twin's, and how much is gained over it where both were asked."""
+    found = bootstrap.estimate(metric, _sums(metric, seeing)).to_dict()
     if blind:
-        other = _sums(metric, blind, order)
-        found |= _said(bootstrap.estimate(metric, other), "blind") | _said(
-            bootstrap.difference(metric, own, other), "gain"
-        )
+        other = _sums(metric, blind)
+        own = _sums(metric, _both(seeing, blind))
+        found |= bootstrap.estimate(metric, other).to_dict("blind")
+        found |= bootstrap.difference(metric, own, other).to_dict("gain")
     return found
 
 
-def _sums(metric: Metric, judged: Sequence[Judged], order: Sequence[str]) -> bootstrap.Sums:
+def _both(seeing: Sequence[Judged], blind: Sequence[Judged]) -> list[Judged]:
+    """The samples whose record the twin was asked too."""
+    known = {one.sample.record.id for one in blind}
+    return [one for one in seeing if one.sample.record.id in known]
+
+
+def _sums(metric: Metric, judged: Sequence[Judged], order: Sequence[str] | None = None) -> bootstrap.Sums:
     rows = np.array([one.statistics[metric.name] for one in judged], dtype=np.float64)
     return summed(rows, [one.sample.patient for one in judged], order)
-
-
-def _said(estimate: Estimate, name: str = "value") -> dict[str, Any]:
-    if name != "value":
-        return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    return {
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "n": estimate.n,
-        "patients": estimate.patients,
-    }
 
 
 def _mean_of_groups(
     metric: Metric, parts: Sequence[tuple[Sequence[Judged], Sequence[Judged]]]
 ) -> dict[str, float | None]:
-    """Every group counts alike, however many samples it has."""
+    """Every group counts alike, however many samples it has; the twin's mean and the gain are of the groups it has."""
     order = sorted({one.sample.patient for seeing, _ in parts for one in seeing})
-    weights = np.concatenate([np.ones((1, len(order)), np.int64), bootstrap.drawn(len(order))])
 
-    def means(side: int) -> Floats:
-        found = [bootstrap.values(metric, _sums(metric, part[side], order), weights) for part in parts if part[side]]
-        judged = [one for one in found if np.isfinite(one[0])]
-        with np.errstate(invalid="ignore"):
-            return np.nanmean(judged, axis=0) if judged else np.full(len(weights), np.nan)
+    def mean_of(groups: Sequence[Sequence[Judged]]) -> Floats:
+        draws = [bootstrap.values(metric, _sums(metric, group, order)) for group in groups if group]
+        judged = [one for one in draws if np.isfinite(one[0])]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a resample may have none of them
+            return np.nanmean(judged, axis=0) if judged else np.full(RESAMPLES + 1, np.nan)
 
-    own = means(0)
-    entry = _middle(own)
-    if any(blind for _, blind in parts):
-        other = means(1)
-        entry |= _middle(other, "blind") | _middle(own - other, "gain")
+    own = bootstrap.of_draws(mean_of([seeing for seeing, _ in parts])).to_dict()
+    entry = {key: own[key] for key in ("value", "low", "high")}
+    both = [(_both(seeing, blind), blind) for seeing, blind in parts if blind]
+    if both:
+        one, other = (mean_of([pair[side] for pair in both]) for side in (0, 1))
+        twin = bootstrap.of_draws(other).to_dict("blind") | bootstrap.of_draws(one - other).to_dict("gain")
+        entry |= {key: number for key, number in twin.items() if not key.endswith("_n")}
     return entry
-
-
-def _middle(draws: Floats, name: str = "value") -> dict[str, float | None]:
-    first, rest = draws[0], draws[1:][np.isfinite(draws[1:])]
-    low, high = np.quantile(rest, [0.025, 0.975]).tolist() if len(rest) else (None, None)
-    prefix = "" if name == "value" else f"{name}_"
-    return {name: float(first) if np.isfinite(first) else None, f"{prefix}low": low, f"{prefix}high": high}

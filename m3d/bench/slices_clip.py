@@ -7,10 +7,12 @@ limits of a window in HU, or those that the store was prepared with. Nothing is 
 
 # B = scans, S = slices of a scan, E = width of the embedding
 
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from m3d.train.cases import TrainingCase
 __all__ = ["SlicesClip", "axial", "slice_places"]
 
 SLICES = 10
+BATCH = 64  # pictures that are encoded at once
 CONFIG = "open_clip_config.json"
 _FOLDER = f"a folder with {CONFIG}, the weights (open_clip_model.safetensors) and, where it has one, the tokenizer"
 
@@ -35,7 +38,8 @@ _FOLDER = f"a folder with {CONFIG}, the weights (open_clip_model.safetensors) an
 class SlicesClip:
     """An open_clip model that sees slices; `load` makes one.
 
-    ``window`` are limits in HU; None takes those of the store.
+    ``window`` are limits in HU, such as (-160, 240) for soft tissue; None takes those of the store. ``slices`` of a
+    scan are looked at.
     """
 
     name: str
@@ -44,7 +48,6 @@ class SlicesClip:
     tokenizer: Callable[[list[str]], Tensor]
     window: tuple[float, float] | None = None
     slices: int = SLICES
-    batch: int = 64
 
     @classmethod
     def load(
@@ -60,11 +63,10 @@ class SlicesClip:
 
         Raises:
             FileNotFoundError: The weights are not there.
+            ModuleNotFoundError: open_clip is not installed.
             ValueError: open_clip has no such model, or it would have to be fetched in part.
         """
-        import open_clip  # type: ignore[import-untyped]
-        from open_clip.transform import PreprocessCfg, image_transform_v2  # type: ignore[import-untyped]
-
+        open_clip = _open_clip()
         if slices < 1 or (window is not None and not window[0] < window[1]):
             raise ValueError(f"slices={slices} must be 1 or more, and window={window} limits in HU, lower first")
         name, given = _in_folder(Path(model)) if Path(model).is_dir() else _by_name(str(model), pretrained)
@@ -72,14 +74,15 @@ class SlicesClip:
             built = open_clip.create_model(name, device=device, require_pretrained=True, **given)
         except RuntimeError as error:  # keys or sizes that do not fit, a broken file, no weights in the folder
             raise ValueError(f"{model}: its weights cannot be loaded ({error}); give those of this model") from error
-        transform = image_transform_v2(PreprocessCfg(**built.visual.preprocess_cfg), is_train=False)
+        prepared = open_clip.transform.PreprocessCfg(**built.visual.preprocess_cfg)
+        transform = open_clip.transform.image_transform_v2(prepared, is_train=False)
         return cls(
-            name=Path(model).name, model=built.eval(), preprocess=transform, tokenizer=open_clip.get_tokenizer(name),
-            window=window, slices=slices,
+            name=Path(model).resolve().name, model=built.eval(), preprocess=transform,
+            tokenizer=open_clip.get_tokenizer(name), window=window, slices=slices,
         )  # fmt: skip
 
     def about(self) -> dict[str, Any]:
-        """Model, weights, slices and window."""
+        """Model, weights, slices and window: of a folder its name alone, so that a run may say it wherever it goes."""
         return {
             "kind": "open_clip on axial slices",
             "model": self.name,
@@ -103,7 +106,7 @@ class SlicesClip:
             for volume, one in zip(volumes.cpu().numpy(), media, strict=True)
             for grey in self.pictures(volume, one)
         ]
-        groups = (pictures[at : at + self.batch] for at in range(0, len(pictures), self.batch))
+        groups = (pictures[at : at + BATCH] for at in range(0, len(pictures), BATCH))
         seen = [self._encode_image(torch.stack(group)) for group in groups]
         return F.normalize(torch.cat(seen).unflatten(0, (len(volumes), self.slices)).mean(dim=1), dim=-1)
 
@@ -154,11 +157,16 @@ def slice_places(depth: int, slices: int = SLICES) -> list[int]:
 # -- where a model is -----------------------------------------------------------------------------------------------
 
 
+def _open_clip() -> ModuleType:
+    try:
+        return importlib.import_module("open_clip")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error.name!r} is needed here: pip install open_clip_torch") from error
+
+
 def _by_name(name: str, pretrained: Path | None) -> tuple[str, dict[str, Any]]:
     """What open_clip needs to build a model of its own list."""
-    import open_clip
-
-    config = open_clip.get_model_config(name)
+    config = _open_clip().get_model_config(name)
     if config is None:
         raise ValueError(f"open_clip has no model {name!r}: see open_clip.list_models(), or give {_FOLDER}")
     text = config["text_cfg"]

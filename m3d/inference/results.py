@@ -99,7 +99,8 @@ class FoundMeasure:
 class Result:
     """One answer about one scan; ``measured`` is what it rests on, of masks that are among ``masks``.
 
-    ``evidence`` is how the model asked for that, word by word.
+    ``evidence`` is how the model asked for that, word by word, and the first ``num_measured`` masks are what it drew
+    for it; the others are its answer's.
     """
 
     task: str
@@ -115,6 +116,7 @@ class Result:
     seconds: float
     measured: tuple[FoundMeasure, ...] = ()
     evidence: str = ""
+    num_measured: int = 0
 
     def __post_init__(self) -> None:
         for mask in self.masks:

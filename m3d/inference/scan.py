@@ -140,10 +140,11 @@ class Scan:
 
     def ask_many(
         self, questions: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS, keep_logits: bool = False
-    ) -> tuple[Result, ...]:
+    ) -> Iterator[Result]:
         """Ask several things at once, which takes much less time than one after another; see `ask`.
 
-        The answers are those of `ask`, to rounding. With ``keep_logits`` every mask keeps its logits on the grid.
+        The answers are those of `ask`, to rounding, and come one by one, so that masks need not stay in memory. With
+        ``keep_logits`` those of an answer keep their logits on the grid.
 
         Raises:
             ValueError: A question is empty.
@@ -151,7 +152,7 @@ class Scan:
         asked = [question.strip() for question in questions]
         if not all(asked):
             raise ValueError(f"question {asked.index('') + 1} of {len(asked)} is empty")
-        return tuple(self._answer_all("ask", asked, max_new_tokens, keep_logits=keep_logits)) if asked else ()
+        return self._answer_all("ask", asked, max_new_tokens, keep_logits=keep_logits) if asked else iter(())
 
     def report(self, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Result:
         """Write the scan's report."""
@@ -232,9 +233,10 @@ class Scan:
         keep_logits: bool = False,
     ) -> Iterator[Result]:
         began = time.monotonic()
-        all_spoken = self._speak_all(prompts, max_new_tokens, keep_logits=keep_logits)
+        all_spoken = self._speak_all(prompts, max_new_tokens)
         talking = (time.monotonic() - began) / len(prompts)
-        for prompt, spoken in zip(prompts, all_spoken, strict=True):
+        for prompt in prompts:
+            spoken = all_spoken.pop(0)  # masks of what was measured go when their answer has gone
             began = time.monotonic() - talking
             drawn = self._draw(named_masks(spoken.text), spoken.prompts, None, keep_logits=keep_logits)
             masks, notes = (*spoken.masks, *drawn[0]), (*spoken.notes, *drawn[1])
@@ -252,11 +254,11 @@ class Scan:
         return spoken
 
     @torch.inference_mode()
-    def _speak_all(self, prompts: Sequence[str], max_new_tokens: int, *, keep_logits: bool = False) -> list[Spoken]:
+    def _speak_all(self, prompts: Sequence[str], max_new_tokens: int) -> list[Spoken]:
         model, tokenizer = self.model, self.processor.tokenizer
         written = [self.processor.write(prompt) for prompt in prompts]
         ids = [torch.tensor(tokenizer(text)["input_ids"], device=model.device) for text in written]
-        told = [_Evidence(self, len(some), keep_logits=keep_logits) for some in ids]
+        told = [_Evidence(self, len(some)) for some in ids]
         sequences = speak(
             model,
             tokenizer,
@@ -405,14 +407,15 @@ class Scan:
             seconds=time.monotonic() - began,
             measured=spoken.measured,
             evidence=spoken.evidence,
+            num_measured=len(spoken.masks),
         )
 
 
 class _Evidence:
     """What one answer asks for while it is said: drawn, measured, and kept."""
 
-    def __init__(self, scan: Scan, asked: int, *, keep_logits: bool) -> None:
-        self.scan, self.asked, self.keep_logits = scan, asked, keep_logits
+    def __init__(self, scan: Scan, asked: int) -> None:
+        self.scan, self.asked = scan, asked
         self.found: list[FoundMeasure] = []
         self.drawn: dict[str, FoundMask] = {}
         self.notes: list[str] = []
@@ -423,7 +426,7 @@ class _Evidence:
         if any(name not in self.drawn for name in wanted.names):
             prompts = scan._prompts(*scan._states(sequence, self.asked))
             last = None if prompts is None else prompts[-len(wanted.names) :]
-            masks, said = scan._draw(wanted.names, last, None, keep_logits=self.keep_logits)
+            masks, said = scan._draw(wanted.names, last, None)
             for mask in masks:
                 self.drawn.setdefault(mask.name, mask)
             self.notes.extend(said)

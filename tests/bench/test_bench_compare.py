@@ -1,6 +1,7 @@
 """Two runs compared: differences, permutation p-values and Holm's correction that are known by hand, and refusals."""
 
 import argparse
+import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -266,11 +267,17 @@ def test_metrics_that_cannot_be_compared_are_said(tmp_path):
 
 def test_ranks_in_pools_that_were_drawn_otherwise_are_refused(tmp_path):
     values = {"a": [1.0], "b": [1.0], "c": [1.0]}
-    tasks = [{"retrieval": {"metrics": {}, "pools": {"2": {"ids": ids}}}} for ids in (["a", "b"], ["a", "c"])]
-    one = write(tmp_path / "A", values, task="retrieval", tasks=tasks[0])
-    other = write(tmp_path / "B", values, task="retrieval", tasks=tasks[1])
-    with pytest.raises(ValueError, match="so the pools differ and ranks do not compare"):
-        compare(one, other, metrics_of=known)
+    drawn = ({"2": "ab", "3": "abc"}, {"2": "ac", "3": "abc"}, {"3": "abc"})
+    one, *others = (
+        write(tmp_path / letter, values, task="retrieval", tasks={"retrieval": {"metrics": {}, "pools": {
+            name: {"n": len(ids), "ids_sha256": hashlib.sha256(ids.encode()).hexdigest()} for name, ids in pools.items()
+        }}})
+        for letter, pools in zip("ABC", drawn, strict=True)
+    )  # fmt: skip
+    for other in others:
+        with pytest.raises(ValueError, match=r"pool 2 in .*A is not that in .*[BC], so ranks do not compare"):
+            compare(one, other, metrics_of=known)
+    assert compare(one, one, metrics_of=known).coverage["retrieval"].both == 3
 
 
 def test_ranks_of_one_pool_are_compared_and_the_median_of_which_no_samples_are_kept_is_not(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -15,6 +16,7 @@ import pytest
 from data_prep.prepare import Job, prepare
 from data_prep.sources.phantoms import Phantoms
 from data_prep.store import Store
+from data_prep.volume import BadScan
 from m3d.bench import run as running
 from m3d.bench.cases import chosen, find_cases, group_of
 from m3d.bench.config import BenchConfig, TaskConfig
@@ -165,7 +167,7 @@ def test_a_run_goes_on_where_it_was_and_asks_nothing_twice(store, stand_in, tmp_
     part = Part(out, 0)
     part.add([whole["mini/a/3", "seeing"], whole["mini/c/3", "blind"]])
     part.close()
-    with (out / "parts" / "0000.jsonl").open("a") as file:
+    with next((out / "parts").iterdir()).open("a") as file:
         file.write('{"id": "mini/a/7", "sight": "se')  # killed while it wrote
     assert ask_cases(stand_in, cases, config, out) == 30
     timeless = [
@@ -183,15 +185,14 @@ def test_processes_share_the_scans_whatever_has_been_answered(store, stand_in, t
     assert len(gather(tmp_path)) == 4
 
 
-def test_a_scan_that_cannot_be_read_fails_by_name_and_the_others_go_on(store, stand_in, tmp_path):
+def test_a_scan_that_cannot_be_read_fails_by_name_and_the_others_go_on(store, stand_in, tmp_path, caplog):
     (store / "images" / "mini" / "a.npy").write_bytes(b"no array")
     config = config_of("report", "seg.sem", blind=None)
     cases = find_cases(config, store, None)
     ask_cases(stand_in, cases, config, tmp_path)
     found = gather(tmp_path)
-    assert (
-        found["mini/a/3", "seeing"].failure.startswith("BadScan: ") and "a.npy" in found["mini/a/3", "seeing"].failure
-    )
+    assert found["mini/a/3", "seeing"].failure.startswith("BadScan: ")
+    assert str(store) not in found["mini/a/3", "seeing"].failure and "a.npy" in caplog.text  # paths are for the log
     assert found["mini/c/3", "seeing"].failure is None
 
 
@@ -203,9 +204,8 @@ def test_a_shuffled_twin_sees_another_patient(store, stand_in, tmp_path, monkeyp
     ask_cases(stand_in, cases, config, tmp_path)
     others = [np.load(store / "images" / "mini" / f"{name}.npy") / np.float32(255) for name in ("c", "a")]
     assert all(np.allclose(one, other) for one, other in zip(shown, others, strict=True))
-    alone = dataclasses.replace(config, most_scans=1)
     with pytest.raises(ValueError, match="needs scans of two patients"):
-        ask_cases(stand_in, find_cases(alone, store, None), alone, tmp_path / "alone")
+        find_cases(dataclasses.replace(config, most_scans=1), store, None)
 
 
 def test_a_folder_holds_one_run(tmp_path):
@@ -289,8 +289,77 @@ def test_a_mask_on_another_grid_is_refused_by_its_file(store, tmp_path):
     line = {"id": "mini/a/6", "text": "liver [SEG]", "masks": [{"name": "liver", "file": "m.nii.gz"}]}
     cases = find_cases(config_of("seg.sem"), store, None)
     said = {("mini/a/6", "seeing"): Prediction.from_row(line, "here")}
-    with pytest.raises(ValueError, match=r"m.nii.gz: the mask has shape \(2, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"m.nii.gz: the mask lies on \(2, 2, 2\) voxels"):
         judge_samples(tmp_path, cases, said, "standard", workers=1)
+
+
+def test_a_twin_that_was_not_asked_everything_is_compared_where_it_was(store, stand_in, tmp_path):
+    config = config_of("vqa.closed")
+    cases = find_cases(config, store, None)
+    ask_cases(stand_in, cases, config, tmp_path)
+    said = gather(tmp_path)
+    right = dataclasses.replace(said["mini/a/7", "blind"], text="B. 2 organs")  # as good as the model that sees
+    some = {key: one for key, one in said.items() if key[1] == "seeing"} | {right.key: right}
+    found = metrics_table(judge_samples(tmp_path, cases, some, "standard", workers=1), "standard", {})
+    entry = found["tasks"]["vqa.closed"]
+    accuracy = entry["metrics"]["accuracy"]
+    assert (accuracy["value"], accuracy["blind"], accuracy["gain"]) == (1.0, 1.0, 0.0)
+    assert entry["n"] == 2 and entry["twin"] == {"n": 1, "n_failed": 0, "failures": {}}
+
+
+def test_a_failure_counts_as_worst_whatever_it_says(store, tmp_path):
+    config = config_of("report", "vqa.closed", blind=None)
+    cases = find_cases(config, store, None)
+    right = {"mini/a/3": small_store.REPORTS["mini/a"], "mini/c/3": small_store.REPORTS["mini/c"]}
+    right |= {"mini/a/7": "B. 2 organs", "mini/c/7": "B. 2 organs"}
+    said = {(key, "seeing"): Prediction(id=key, text=text, failure="Timeout: cut") for key, text in right.items()}
+    judged = judge_samples(tmp_path, cases, said, "standard", workers=1)
+    found = metrics_table(judged, "standard", {})["tasks"]
+    report = {name: entry["value"] for name, entry in found["report"]["metrics"].items()}
+    assert set(report.values()) == {0.0} and len(report) >= 10
+    assert found["vqa.closed"]["metrics"]["accuracy"]["value"] == 0.0
+    assert judged[0].to_row()["text"] in right.values()  # what was said is still shown
+
+
+def test_masks_that_were_not_kept_are_not_scored_as_if_none_were_drawn(store, stand_in, tmp_path):
+    config = config_of("seg.sem", keep_masks=False, blind=None)
+    cases = find_cases(config, store, None)
+    ask_cases(stand_in, cases, config, tmp_path)
+    with pytest.raises(ValueError, match="was drawn but not kept, so only --protocol m3d can be scored"):
+        judge_samples(tmp_path, cases, gather(tmp_path), "standard", workers=1)
+    found = metrics_table(judge_samples(tmp_path, cases, gather(tmp_path), "m3d", workers=1), "m3d", {})
+    assert found["tasks"]["seg.sem"]["metrics"]["soft Dice"]["value"] == pytest.approx(36 / 73)
+
+
+def test_a_scan_that_was_asked_about_and_is_gone_is_not_judged_on_another_grid(store, stand_in, tmp_path):
+    config = config_of("rec.box3d", blind=None)
+    cases = find_cases(config, store, None)
+    ask_cases(stand_in, cases, config, tmp_path)
+
+    def gone():
+        raise OSError("no such file")
+
+    entry = SimpleNamespace(read=gone)
+    moved = [dataclasses.replace(case, entry=entry) for case in cases]
+    with pytest.raises(BadScan, match="mini/a: the scan cannot be read"):
+        judge_samples(tmp_path, moved, gather(tmp_path), "standard", workers=1)
+    unread = {key: dataclasses.replace(one, failure=running.UNREAD, boxes=()) for key, one in gather(tmp_path).items()}
+    found = metrics_table(judge_samples(tmp_path, moved, unread, "standard", workers=1), "standard", {})
+    assert found["tasks"]["rec.box3d"]["metrics"]["IoU"]["value"] == 0.0
+
+
+def test_records_of_a_subset_are_asked(store):
+    for line in (0, 3):
+        small_store.edit(
+            store / "records.jsonl", lambda row: row.update(meta={"subsets": ["test1k"]}), id=f"mini/a/{line}"
+        )
+    config = BenchConfig(
+        tasks={task: TaskConfig(subsets=("test1k", "test500")) for task in ("report", "rec.box3d")}, split="train"
+    )
+    assert [record.id for case in find_cases(config, store, None) for record in case.records] == [
+        "mini/a/0",
+        "mini/a/3",
+    ]
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
@@ -349,9 +418,8 @@ def test_the_bundled_model_is_asked_by_two_processes_killed_and_scored(phantoms,
     command += ["--data", str(phantoms), "--out", str(out), "--device", "cpu"]
     alone = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
     killed = subprocess.Popen(command, env=alone, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    part = out / "parts" / "0000.jsonl"
-    while killed.poll() is None and not (part.is_file() and part.stat().st_size):
-        pass
+    while killed.poll() is None and not any(part.stat().st_size for part in (out / "parts").glob("*.jsonl")):
+        time.sleep(0.05)
     killed.kill()
     _, said = killed.communicate()
     before = gathered(out)

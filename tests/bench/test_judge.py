@@ -13,9 +13,7 @@ import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -25,9 +23,7 @@ from data_prep.questions_from_reports import AskedTooMuch, EndpointError, OpenAI
 from m3d.bench.judge import Judging, judge
 from m3d.bench.judge_cache import VerdictCache
 from m3d.bench.judge_row import Verdict
-from m3d.bench.judge_summary import JudgeScore
 from m3d.bench.judge_words import PROMPT_SHA256, NoScore, ask_again, ask_for_score, read_score
-from m3d.bench.metrics.base import Sample
 from m3d.cli import main
 
 HOME = Path(__file__).parents[2]
@@ -249,15 +245,6 @@ def test_tokens_and_cost_are_those_of_all_calls(tmp_path):
     assert len(rows_of(tmp_path / "judge_ledger.jsonl")) == 3
     again = judge(folder, endpoint=Judge(), job=Judging(patience=QUICK))["spent"]
     assert (again["calls"], again["cost"], again["prompt_tokens"]) == (3, None, 300)
-
-
-def test_the_metric_is_a_mean_of_the_scores_with_refusals_as_0():
-    metric = JudgeScore("a-judge", {"a": 80.0, "b": None})
-    samples = [Sample(record=SimpleNamespace(id=name)) for name in "abc"]
-    found = metric.statistics(samples)
-    np.testing.assert_array_equal(found, [[80.0], [0.0], [np.nan]])
-    assert metric.reduce(found[:2].sum(axis=0, keepdims=True), np.array([2.0])) == [40.0]
-    assert "a-judge" in metric.variant
 
 
 # --- what was asked is not asked again ---

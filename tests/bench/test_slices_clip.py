@@ -1,6 +1,7 @@
 """The 2D baseline: which slices it sees and how, and that a scan is the mean of what open_clip makes of them."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -41,6 +42,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     return small_store.build(tmp_path_factory.mktemp("slices") / "store")
+
+
+def asked(cases):
+    return [(case, record) for case in cases for record in case.records if record.task == "retrieval"]
 
 
 def media_of(tmp_path, **changes):
@@ -124,15 +129,16 @@ def test_a_text_tower_of_hugging_faces_is_taken_from_the_folder(tmp_path):
 
 def test_it_runs_as_any_embedder(folder, store, tmp_path):
     clip = SlicesClip.load(folder)
-    run_retrieval(stored(store, "train"), clip, tmp_path)
+    run_retrieval(asked(stored(store, "train")), clip, tmp_path)
     found = score_retrieval(tmp_path)
     assert found["embedder"] == clip.about()
     assert (found["embedder"]["model"], found["embedder"]["slices"]) == ("tiny", 10)
+    assert found["embedder"].keys() == {"kind", "model", "weights_sha256", "slices", "window"}
     assert str(folder.parent) not in json.dumps(found)
     assert set(found["metrics"]["R@1 image to text, pool 2"]) >= {"value", "low", "high", "blind", "chance"}
     again = SlicesClip.load(folder, window=(0, 100))
     with pytest.raises(ValueError, match="embedder differ"):
-        run_retrieval(stored(store, "train"), again, tmp_path)
+        run_retrieval(asked(stored(store, "train")), again, tmp_path)
 
 
 def test_a_named_model_takes_weights_from_a_file(folder, tmp_path):
@@ -143,6 +149,20 @@ def test_a_named_model_takes_weights_from_a_file(folder, tmp_path):
     save_file({"text_projection": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="weights cannot be loaded"):
         SlicesClip.load("tiny-by-name", tmp_path / "other.safetensors")
+
+
+def test_a_folder_is_known_by_its_name_however_it_is_given(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    clip = SlicesClip.load(".", window=(-160, 240), slices=3)
+    assert (clip.about()["model"], clip.about()["slices"], clip.about()["window"]) == ("tiny", 3, [-160, 240])
+
+
+def test_without_open_clip_the_package_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(ModuleNotFoundError, match="'open_clip' is needed here: pip install open_clip_torch"):
+        SlicesClip.load(folder)
+    with pytest.raises(ModuleNotFoundError, match="'open_clip' is needed here: pip install open_clip_torch"):
+        SlicesClip.load("ViT-B-32")
 
 
 def test_nothing_is_downloaded(tmp_path, folder):

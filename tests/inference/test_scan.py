@@ -211,20 +211,22 @@ def test_what_shows_nothing_is_not_measured(scan, monkeypatch):
 
 def test_questions_asked_together_are_answered_as_one_by_one(scan):
     questions = ["How far apart?", "Segment the ghost.", "How large is it?", "Where is the block?", "Draw both."]
-    together = scan.ask_many(questions, keep_logits=True)
+    together = list(scan.ask_many(questions, keep_logits=True))
     for question, found in zip(questions, together, strict=True):
         alone = scan.ask(question)
         assert (found.text, found.evidence, found.prompt) == (alone.text, alone.evidence, question)
         assert found.measured == alone.measured and found.boxes == alone.boxes
         assert [mask.name for mask in found.masks] == [mask.name for mask in alone.masks]
         assert all((one.array == other.array).all() for one, other in zip(found.masks, alone.masks, strict=True))
-        assert all(mask.logits.shape == scan.prepared.shape for mask in found.masks)
+        assert found.num_measured == len({name for one in found.measured for name in one.names})
+        assert all(mask.logits is None for mask in found.masks[: found.num_measured])
+        assert all(mask.logits.shape == scan.prepared.shape for mask in found.masks[found.num_measured :])
         assert all(mask.logits is None for mask in alone.masks)
     assert together[0].evidence == "block [SEG], shadow [SEG] distance: not seen" or together[0].measured
 
 
 def test_asking_nothing_gives_nothing_and_an_empty_question_is_refused(scan):
-    assert scan.ask_many([]) == ()
+    assert list(scan.ask_many([])) == []
     with pytest.raises(ValueError, match="question 2 of 2 is empty"):
         scan.ask_many(["Where is the block?", "  "])
 

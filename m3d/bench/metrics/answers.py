@@ -12,13 +12,16 @@ from m3d.tasks.codecs import Frac3
 
 __all__ = ["NUMBER", "NamesIt", "NumberWithin", "number_in"]
 
-NUMBER = r"(?<![\w.])-?\d+(?:\.\d+)?"
+NUMBER = r"(?<![A-Za-z0-9_.])-?\d+(?:\.\d+)?"  # other scripts may stand right before a number, as Chinese does
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_MINUS = "\N{MINUS SIGN}"
 
 
 def number_in(text: str, unit: str) -> float | None:
-    """The first number of an answer that has this unit."""
+    """The first number of an answer that has this unit; thousands may have their comma."""
     said = r"(?:%|percent)" if unit == "%" else re.escape(unit)
-    found = re.search(rf"({NUMBER})\s*{said}(?!\w)", text)
+    plain = _THOUSANDS.sub("", text.replace(_MINUS, "-"))
+    found = re.search(rf"({NUMBER})\s*{said}(?![A-Za-z0-9_])", plain)
     return float(found.group(1)) if found else None
 
 

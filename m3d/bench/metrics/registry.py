@@ -1,6 +1,8 @@
-"""The metrics of every task: a new one is a class with `Metric`'s members and a line here."""
+"""How the answers to every task are judged: a new task is a line here, a new metric a class and its place in a line."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 from m3d.bench.metrics.answers import NamesIt, NumberWithin
 from m3d.bench.metrics.base import Metric, ProtocolName
@@ -10,9 +12,20 @@ from m3d.bench.metrics.masks import mask_metrics
 from m3d.bench.metrics.text import text_metrics
 from m3d.config import lookup
 
-__all__ = ["METRICS", "OF_MASKS", "metrics_of"]
+__all__ = ["JUDGED", "JudgedTask", "kind_of", "metrics_of"]
 
-OF_MASKS = ("seg.sem", "seg.ref")  # judged a scan at a time: masks are large
+Kind = Literal["text", "choice", "boxes", "masks"]
+
+
+@dataclass(frozen=True)
+class JudgedTask:
+    """``kind`` is what is judged of an answer: its text, the option it chooses, its boxes or its masks.
+
+    Masks are judged a scan at a time, for they are large. The first metric is the headline.
+    """
+
+    kind: Kind
+    metrics: Callable[[ProtocolName], tuple[Metric, ...]]
 
 
 def _open(protocol: ProtocolName) -> tuple[Metric, ...]:
@@ -23,21 +36,30 @@ def _reg(protocol: ProtocolName) -> tuple[Metric, ...]:
     return (*((NamesIt(),) if protocol == "standard" else ()), *text_metrics(protocol))
 
 
-METRICS: Mapping[str, Callable[[ProtocolName], tuple[Metric, ...]]] = {
-    "report": text_metrics,
-    "vqa.closed": choice_metrics,
-    "vqa.open": _open,
-    "rec.box3d": box_metrics,
-    "reg": _reg,
-    "seg.sem": mask_metrics,
-    "seg.ref": mask_metrics,
+JUDGED: Mapping[str, JudgedTask] = {
+    "report": JudgedTask("text", text_metrics),
+    "vqa.closed": JudgedTask("choice", choice_metrics),
+    "vqa.open": JudgedTask("text", _open),
+    "rec.box3d": JudgedTask("boxes", box_metrics),
+    "reg": JudgedTask("text", _reg),
+    "seg.sem": JudgedTask("masks", mask_metrics),
+    "seg.ref": JudgedTask("masks", mask_metrics),
 }
 
 
-def metrics_of(task: str, protocol: ProtocolName) -> tuple[Metric, ...]:
-    """The metrics of a task, the first of them its headline.
+def kind_of(task: str) -> Kind:
+    """What is judged of an answer to a task.
 
     Raises:
-        KeyError: The task has none.
+        KeyError: Nothing judges it.
     """
-    return lookup(METRICS, task)(protocol)
+    return lookup(JUDGED, task).kind
+
+
+def metrics_of(task: str, protocol: ProtocolName) -> tuple[Metric, ...]:
+    """The metrics of a task.
+
+    Raises:
+        KeyError: Nothing judges it.
+    """
+    return lookup(JUDGED, task).metrics(protocol)

@@ -19,8 +19,8 @@ examples:
   m3d bench compare bench/tiny bench/smol --out report     also report/compare.md and compare.json
 
 A difference is A less B. p is of a permutation test that exchanges the runs of whole patients; "p (Holm)" is corrected
-for the number of tests, and * marks what holds at 5 % after that. Runs that were scored with another protocol, grid or
-variant of a metric, or that are of other records, are refused.
+for the number of tests, and * marks what holds at 5 % after that. The records that both answered are compared; runs
+that share none, or that were scored with another protocol, grid or variant of a metric, are refused.
 """
 
 

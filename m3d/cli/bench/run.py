@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Ask a model all that a config asks of the records of a store, and its blind twin the same. Every scan is looked at once
-and its questions are answered together. Answers are on disk scan by scan: stopped or killed, the same command goes on
+and its questions are answered together. Answers are on disk batch by batch: stopped or killed, the same command goes on
 where it was. Scoring is a second step, without the model: `m3d bench score DIR`.
 """
 EPILOG = """\
@@ -33,13 +34,13 @@ A config (see configs/bench/):
   tasks:
     report: {max_new_tokens: 768}
     vqa.closed: {most: 2000}        drawn with the seed
-    seg.sem: {datasets: [M3D-Seg/0003], names: [liver]}
+    seg.sem: {datasets: ["M3D-Seg:CT-ORG"], names: [liver]}
 
 examples:
   m3d bench run configs/bench/derived.yaml --data stores/openkbp --out bench/tiny split=validation
   m3d bench run configs/bench/derived.yaml --data stores/openkbp --out bench/tiny --nproc 4
   m3d bench run configs/bench/m3d_bench.yaml --model lamed --data stores/m3d --clip clip --out bench/lamed
-  torchrun --nproc-per-node 8 -m m3d.cli bench run ... (then `m3d bench score DIR` gathers what all ranks wrote)
+  torchrun --nproc-per-node 8 -m m3d.cli bench run ...      then m3d bench score DIR, which reads what all wrote
 """
 
 
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(BenchConfig, arguments.config, arguments.overrides)
     rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     if arguments.nproc > 1 and world == 1:
+        _begin(arguments, config)
         _in_processes(arguments.nproc)
     else:
         _ask(arguments, config, rank, world)
@@ -78,6 +80,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _begin(arguments: argparse.Namespace, config: BenchConfig) -> Path:
+    """See that all that is needed is there, and that this folder holds no other run; the model's folder."""
+    from m3d.bench.run import begin
+    from m3d.inference.checkpoints import resolve
+
+    folder = resolve(arguments.model)
+    if "retrieval" in config.tasks and (arguments.clip is None) == (arguments.open_clip is None):
+        raise ValueError("the task retrieval needs --clip FOLDER or --open-clip MODEL; or leave the task out")
+    if not (arguments.data / "records.jsonl").is_file():
+        raise FileNotFoundError(f"{arguments.data}: no store of `m3d data prepare` is there")
+    begin(arguments.out, _about(arguments, config, folder))
+    return folder
+
+
 def _ask(arguments: argparse.Namespace, config: BenchConfig, rank: int, world: int) -> None:
     """This process's share: what the language model says, then what retrieval needs."""
     import torch
@@ -85,25 +101,20 @@ def _ask(arguments: argparse.Namespace, config: BenchConfig, rank: int, world: i
     import m3d
     from data_prep.preprocess import Preprocess
     from m3d.bench.cases import find_cases
-    from m3d.bench.run import ask_cases, begin
-    from m3d.inference.checkpoints import resolve
+    from m3d.bench.run import ask_cases
 
     if world > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     torch.set_flush_denormal(True)
-    folder = resolve(arguments.model)
+    folder = _begin(arguments, config)
     cases = find_cases(config, arguments.data, Preprocess.read(folder))
-    if "retrieval" in config.tasks and (arguments.clip is None) == (arguments.open_clip is None):
-        raise ValueError("the task retrieval needs --clip FOLDER or --open-clip MODEL; or leave the task out")
-    if rank == 0:
-        begin(arguments.out, _about(arguments, config, folder))
     if set(config.tasks) - {"retrieval"}:
         model = m3d.load(folder, device=_device(arguments.device))
         ask_cases(model, cases, config, arguments.out, rank=rank, world=world)
     if "retrieval" in config.tasks:
         from m3d.bench.retrieval import run_retrieval
 
-        asked = [case.stored for case in cases if any(record.task == "retrieval" for record in case.records)]
+        asked = [(case.stored, record) for case in cases for record in case.records if record.task == "retrieval"]
         device = _device(arguments.device)
         run_retrieval(asked, _embedder(arguments, device), arguments.out, shard=(rank, world), device=device)
 
@@ -139,12 +150,14 @@ def _in_processes(nproc: int) -> None:
         subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(nproc)
     ]
     try:
-        codes = [child.wait() for child in children]
+        while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
+            time.sleep(0.2)
     finally:
         for child in children:
             if child.poll() is None:
                 child.terminate()
-    failed = [rank for rank, code in enumerate(codes) if code]
+    codes = [child.wait() for child in children]
+    failed = [rank for rank, code in enumerate(codes) if code > 0] or [rank for rank, code in enumerate(codes) if code]
     if failed:
         raise ChildProcessError(
             f"process {', '.join(map(str, failed))} of {nproc} failed, see above; "
@@ -163,7 +176,7 @@ def _about(arguments: argparse.Namespace, config: BenchConfig, folder: Path) -> 
     return {
         "schema": "m3d.bench.run/1",
         "model": {"id": folder.name, "fingerprint": fingerprint(folder)},
-        "clip": arguments.open_clip if arguments.clip is None else fingerprint(arguments.clip),
+        "clip": _clip_facts(arguments),
         "data": {
             "name": arguments.data.absolute().name,
             "records_sha256": file_sha256(arguments.data / "records.jsonl"),
@@ -178,6 +191,19 @@ def _about(arguments: argparse.Namespace, config: BenchConfig, folder: Path) -> 
         },
         "machine": {"packages": versions(), "commit": code_version()},
     }
+
+
+def _clip_facts(arguments: argparse.Namespace) -> dict[str, str | None] | None:
+    """Which model embeds, without where it lies; `m3d.bench.embeddings` holds a run to its weights."""
+    from data_prep.store import file_sha256
+    from m3d.recipes.checkpoints import fingerprint
+
+    if arguments.clip is not None:
+        return {"name": Path(arguments.clip).absolute().name, "sha256": fingerprint(arguments.clip)}
+    if arguments.open_clip is None:
+        return None
+    weights = arguments.pretrained
+    return {"name": Path(arguments.open_clip).name, "sha256": None if weights is None else file_sha256(weights)}
 
 
 def _finish(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from m3d.config import load_config
 if TYPE_CHECKING:
     from m3d.bench.cases import BenchCase
     from m3d.bench.config import BenchConfig
+    from m3d.bench.metrics.base import Metric
     from m3d.bench.score import Judged
 
 DESCRIPTION = """\
@@ -45,6 +46,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", type=Path, metavar="STORE", help="the store, where it is not the one of run.json")
     group.add_argument("--config", type=Path, metavar="CONFIG", help="what was asked, for another system's answers")
     group.add_argument("--workers", type=count(1), metavar="N", help="processes that judge masks (one a core)")
+    group.add_argument("--bert-score", type=Path, metavar="FOLDER", help="also BERTScore of texts, with a local model")
+    group.add_argument(
+        "--clinical", nargs="+", default=[], metavar="MEASURE", help="also these of RadEval (extra [clinical])"
+    )
     group.add_argument("--no-page", action="store_true", help="no page of pictures")
 
 
@@ -52,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Judge, write, print."""
     from data_prep.atomic import atomic_path
     from m3d.bench.cases import find_cases
-    from m3d.bench.predictions import gather
+    from m3d.bench.predictions import gathered
     from m3d.bench.score import judge_samples, metrics_table, write_samples
     from m3d.bench.table import markdown, terminal
 
@@ -61,17 +66,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise FileNotFoundError(f"{folder}: no such folder; `m3d bench run CONFIG ... --out {folder}` makes one")
     about, config, data = _setting(arguments)
     cases = find_cases(config, data, None)
-    predictions = gather(folder)
+    predictions, extra = gathered(folder), _extra(arguments)
     _check_known(folder, cases, predictions)
+    retrieval, rows = _retrieval(arguments, config, cases)
     judged = judge_samples(
-        folder, cases, predictions, arguments.protocol, workers=arguments.workers, progress=_progress
+        folder, cases, predictions, arguments.protocol, extra=extra, workers=arguments.workers, progress=_progress
     )
-    found, rows = metrics_table(judged, arguments.protocol, about), [one.to_row() for one in judged]
-    if "retrieval" in config.tasks:
-        from m3d.bench.retrieval import retrieval_samples, score_retrieval
-
-        found["tasks"] = {"retrieval": score_retrieval(folder, arguments.protocol), **found["tasks"]}
-        rows += retrieval_samples(folder, arguments.protocol)
+    found = metrics_table(judged, arguments.protocol, about, extra)
+    found["tasks"] = {**retrieval, **found["tasks"]}
+    rows += [one.to_row() for one in judged]
     names = _names(arguments.protocol)
     write_samples(folder / names["samples"], rows)
     with atomic_path(folder / names["metrics"]) as temporary:
@@ -90,6 +93,38 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _extra(arguments: argparse.Namespace) -> list[Metric]:
+    """Metrics of texts that need a model of their own."""
+    found: list[Metric] = []
+    if arguments.bert_score is not None:
+        from m3d.bench.metrics.embedded import BertScore
+
+        found.append(BertScore(arguments.bert_score))
+    if arguments.clinical:
+        from m3d.bench.metrics.clinical import Clinical
+
+        found += [Clinical(name) for name in arguments.clinical]
+    return found
+
+
+def _retrieval(
+    arguments: argparse.Namespace, config: BenchConfig, cases: Iterable[BenchCase]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The task's entry and its samples; neither where it was not run."""
+    folder: Path = arguments.folder
+    if "retrieval" not in config.tasks:
+        return {}, []
+    if not (folder / "retrieval").is_dir():
+        note(f"{folder / 'retrieval'} is not there: retrieval is left out; `m3d bench run` with --clip makes it")
+        return {}, []
+    from m3d.bench.retrieval import retrieval_samples, score_retrieval, subset_pools
+
+    captions = [record for case in cases for record in case.records if record.task == "retrieval"]
+    pools, twin = subset_pools(captions, config.pools) or None, config.blind is not None
+    found = score_retrieval(folder, arguments.protocol, pools=pools, twin=twin)
+    return {"retrieval": found}, retrieval_samples(folder, arguments.protocol, pools=pools, twin=twin)
+
+
 def _names(protocol: str) -> dict[str, str]:
     """The files of a protocol's results."""
     tag = "" if protocol == "standard" else f".{protocol}"
@@ -100,6 +135,7 @@ def _setting(arguments: argparse.Namespace) -> tuple[dict[str, Any], BenchConfig
     """What stands in metrics.json of the run, what was asked, and where the records are."""
     from pydantic import TypeAdapter
 
+    from data_prep.store import file_sha256
     from m3d.bench.config import BenchConfig
     from m3d.bench.run import RUN, read_run
 
@@ -123,14 +159,22 @@ def _setting(arguments: argparse.Namespace) -> tuple[dict[str, Any], BenchConfig
     fields = {**run["config"], "scans": where["scans"], "root": where["root"]}
     config = TypeAdapter(BenchConfig).validate_python(fields)
     data = Path(arguments.data or where["data"])
+    if file_sha256(data / "records.jsonl") != run["data"]["records_sha256"]:
+        raise ValueError(
+            f"{data}: its records are not those that {arguments.folder} was asked; give that store, or run anew"
+        )
     about = {key: run[key] for key in ("model", "clip", "grid")}
     about["data"] = {**run["data"], "split": config.split}
     about["commit"] = run["machine"]["commit"]
     return about, config, data
 
 
-def _check_known(folder: Path, cases: Iterable[BenchCase], predictions: Iterable[tuple[str, str]]) -> None:
-    """Refuse answers to records that nobody asked: they are of another store or config."""
+def _check_known(folder: Path, cases: Iterable[BenchCase], predictions: Mapping[tuple[str, str], Any]) -> None:
+    """Refuse answers to records that nobody asked, which are of another store or config, and no answers at all."""
+    if not predictions and not (folder / "retrieval").is_dir():
+        raise FileNotFoundError(
+            f"{folder}: no answers are there; `m3d bench run CONFIG ... --out {folder}` asks for them"
+        )
     known = {record.id for case in cases for record in case.records}
     unknown = sorted({record for record, _ in predictions} - known)
     if unknown:
