@@ -367,7 +367,7 @@ def test_without_a_twin_there_is_nothing_beside(tmp_path, case_of):
     run_retrieval(asked([case_of(number) for number in range(6)]), random_table(6), tmp_path)
     alone, beside = score_retrieval(tmp_path, twin=False), score_retrieval(tmp_path)
     assert (alone["blind"], beside["blind"]) == (None, "shuffled")
-    of_the_twin = {"blind", "blind_low", "blind_high", "gain", "gain_low", "gain_high"}
+    of_the_twin = {f"{name}{end}" for name in ("blind", "gain") for end in ("", "_low", "_high", "_n")}
     for name, row in beside["metrics"].items():
         assert alone["metrics"][name] == {key: value for key, value in row.items() if key not in of_the_twin}
         assert of_the_twin < set(row)
