@@ -21,7 +21,7 @@ from tiny_accuracy import RESULTS, WORK, folder_and_name, machine_facts
 from tqdm import tqdm
 
 from data_prep.atomic import atomic_path
-from data_prep.derived.measures import ASKABLE
+from data_prep.derived.measures import MEASURES
 from m3d.recipes.checkpoints import fingerprint
 from m3d.tasks import TASKS, render
 from m3d.tasks.codecs import Frac3
@@ -77,7 +77,7 @@ def ratios(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
             continue
         (one,) = measured
         if one["value"] is not None:
-            compares = ASKABLE[one["measure"]].compares  # which has a sign, where a question with a number has none
+            compares = MEASURES[one["measure"]].compares  # which has a sign, where a question with a number has none
             value = abs(one["value"]) if compares else one["value"]
             found[f"{one['measure']}: {', '.join(one['names'])}"].append(value / row["value"])
     return {name: {"n": len(some), "median ratio": statistics.median(some)} for name, some in sorted(found.items())}

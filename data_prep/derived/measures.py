@@ -15,7 +15,7 @@ from data_prep.derived.scene import Scene
 from data_prep.derived.wording import measured
 from data_prep.draft import Measured
 
-__all__ = ["ASKABLE", "BELOW_TOP", "CLOSER", "DENSER", "EXTENTS", "FORWARD", "HIGHER", "LARGER", "LEFT", "MEASURES",
+__all__ = ["BELOW_TOP", "CLOSER", "DENSER", "EXTENTS", "FORWARD", "HIGHER", "LARGER", "LEFT", "MEASURES",
            "RIGHT", "Asked", "Measure", "evidence_of", "measure", "percent_larger"]  # fmt: skip
 
 Asked = tuple[str, tuple[str, ...]]
@@ -95,15 +95,6 @@ MEASURES: dict[str, Measure] = {
     "higher": Measure(2, "mm", _offset(2), compares=True),
     "closer": Measure(3, "mm", _closer, compares=True),  # to the third
 }
-FORMER: dict[
-    str, Measure
-] = {  # no longer taught; the bundled m3d-tiny, which learned from masks+header/5, asks for them
-    "difference": Measure(2, "%", lambda scene, names: abs(percent_larger(scene, names))),
-    "higher by": Measure(2, "mm", _offset(2)),
-    "further forward by": Measure(2, "mm", _offset(1)),
-    "further right by": Measure(2, "mm", _offset(0)),
-}
-ASKABLE = MEASURES | FORMER
 BELOW_TOP = "below the top"  # a share of the scan's length
 LARGER, DENSER, CLOSER = "larger", "denser", "closer"
 RIGHT, LEFT, FORWARD, HIGHER = "further right", "further left", "further forward", "higher"
@@ -114,10 +105,10 @@ def measure(scene: Scene, name: str, structures: Sequence[str]) -> float | None:
     """Take a measure; None where a structure is not in the scene, or it cannot be known.
 
     Raises:
-        KeyError: There is no such measure, and was none.
+        KeyError: There is no such measure.
         ValueError: It is taken of another number of structures.
     """
-    one = ASKABLE[name]
+    one = MEASURES[name]
     if len(structures) != one.num_names:
         raise ValueError(f"{name} is measured of {one.num_names} structures, not of {', '.join(structures) or 'none'}")
     return one.of(scene, structures) if all(structure in scene.known for structure in structures) else None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data_prep.boxes import Box, to_mm, to_voxel
 from data_prep.case import Unit
-from data_prep.derived.measures import ASKABLE
+from data_prep.derived.measures import MEASURES
 from data_prep.preprocess import Prepared, Window
 from data_prep.volume import Volume
 from m3d.inference.measuring import measured_on, plain_words, speak
@@ -433,7 +433,7 @@ class _Evidence:
         unit: Unit = "HU" if isinstance(scan.processor.preprocess.intensity, Window) else "arbitrary"
         arrays = {name: mask.array for name, mask in self.drawn.items()}
         value = measured_on(scan.volume, arrays, wanted, unit=unit)
-        self.found.append(FoundMeasure(wanted.measure, wanted.names, value, ASKABLE[wanted.measure].unit))
+        self.found.append(FoundMeasure(wanted.measure, wanted.names, value, MEASURES[wanted.measure].unit))
         return value_words(wanted, value)
 
 

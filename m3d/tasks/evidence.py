@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from data_prep.derived.measures import ASKABLE, MEASURES
+from data_prep.derived.measures import MEASURES
 from data_prep.record import Evidence
 from m3d.tasks.base import Rendered
 from m3d.tasks.naming import SEG
@@ -22,7 +22,7 @@ __all__ = ["ANSWER", "NOT_SEEN", "Asking", "answer_of", "asking", "measure_first
 
 NOT_SEEN = "not seen"
 ANSWER = "Answer:"
-_ASKING = re.compile(rf"(?:^|;)\s*([^;:]*?)\s*\b({'|'.join(map(re.escape, ASKABLE))}):$")
+_ASKING = re.compile(rf"(?:^|;)\s*([^;:]*?)\s*\b({'|'.join(map(re.escape, MEASURES))}):$")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Asking:
 
 def value_words(asked: Asking, value: float | None) -> str:
     """What was asked for, as it stands in an answer."""
-    return NOT_SEEN if value is None else ASKABLE[asked.measure].said(value, asked.names)
+    return NOT_SEEN if value is None else MEASURES[asked.measure].said(value, asked.names)
 
 
 def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool | Sequence[bool] = True) -> Rendered:
@@ -73,7 +73,7 @@ def asking(text: str) -> Asking | None:
         return None
     *names, rest = found.group(1).split(SEG)
     said = tuple(name.strip(" ,") for name in names)
-    if rest.strip() or len(said) != ASKABLE[found.group(2)].num_names or not all(said):
+    if rest.strip() or len(said) != MEASURES[found.group(2)].num_names or not all(said):
         return None
     return Asking(found.group(2), said)
 
@@ -84,7 +84,7 @@ def answer_of(text: str) -> tuple[str, str]:
     Of an answer that was broken off before it was given, the rest is "".
     """
     before, found, after = text.partition(ANSWER)
-    first = re.search(rf"(?:{'|'.join(map(re.escape, ASKABLE))}):", before)
+    first = re.search(rf"(?:{'|'.join(map(re.escape, MEASURES))}):", before)
     if first is None or asking(before[: first.end()]) is None:
         return "", text
     return before.strip().removesuffix("."), after.strip() if found else ""
