@@ -1,4 +1,4 @@
-"""`m3d segment SCAN NAME`: a structure's voxels, on the scan's own grid."""
+"""`m3d segment SCAN NAME ...`: the voxels of one structure or several, on the scan's own grid."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from m3d.cli.common import add_scan_options, deliver, numbers, open_scan
+from m3d.cli.common import add_scan_options, check_out, deliver, note, numbers, open_scan
 
 if TYPE_CHECKING:
     from data_prep.boxes import Box
     from data_prep.volume import Volume
 
-DESCRIPTION = "Draw a structure by name, points, a box, or together; the mask has the scan's own shape and affine."
+DESCRIPTION = "Draw structures by name, or one by points, a box, or all; masks have the scan's own shape and affine."
 EPILOG = """\
 examples:
   m3d segment ct.nii.gz mandible
@@ -20,11 +20,15 @@ examples:
   m3d segment ct.nii.gz --point 40,61,64 --point 40,80,64,-       inside the first, outside the second
   m3d segment ct.nii.gz mandible --box 20,30,35,60,70,95
   m3d segment ct.nii.gz --point -12.5,40,103 --frame mm
+  m3d segment ct.nii.gz mandible brainstem --labels               both in one label map
+  m3d segment ct.nii.gz mandible --largest-component --fill-holes --min-volume 0.5
 
 --frame voxel (the default) counts from 0 along the scan's stored axes, as `m3d inspect` prints them; a box ends before
 its upper corner. --frame mm is patient coordinates: right, anterior, superior (RAS).
 
-Writes NAME.nii.gz, NAME.png and result.json.
+Writes NAME.nii.gz, NAME.png and result.json, which has each mask's volume, extents, mean and longest diameter, and what
+was done to it. With --labels also label-map.nii.gz, with names and colours for ITK-SNAP (.txt), 3D Slicer (.ctbl) and
+programs (.json).
 """
 
 
@@ -32,7 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's own arguments."""
     parser.set_defaults(out=Path("out"), usage_error=parser.error)
     add_scan_options(parser)
-    parser.add_argument("name", metavar="NAME", nargs="?", help="a structure; may be left out with --point or --box")
+    parser.add_argument(
+        "names", metavar="NAME", nargs="*", help="a structure, or several; may be left out with --point or --box"
+    )
     group = parser.add_argument_group("prompts")
     group.add_argument(
         "--point",
@@ -45,17 +51,50 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--box", type=numbers(6), metavar="Z0,Y0,X0,Z1,Y1,X1", help="around the structure")
     group.add_argument("--frame", choices=("voxel", "mm"), default="voxel", help="what points and box are given in")
+    group = parser.add_argument_group("after drawing")
+    group.add_argument("--fill-holes", action="store_true", help="fill what a mask encloses in 3D")
+    group.add_argument(
+        "--min-volume", type=float, metavar="ML", default=0.0, help="remove components of a mask that are smaller"
+    )
+    group.add_argument("--largest-component", action="store_true", help="keep only the largest component of a mask")
+    group.add_argument("--labels", action="store_true", help="also write the masks as one label map, with tables")
+    group.add_argument(
+        "--overlaps",
+        choices=("smaller", "last", "keep"),
+        default="smaller",
+        help="in the label map, what several masks share goes to the smaller structure (the default), to the last, or "
+        "to all of them, in several maps",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment."""
-    if not (arguments.name or arguments.points or arguments.box):
+    from m3d.inference.label_map import label_map_files, write_label_map
+    from m3d.inference.postprocess import PostProcess
+    from m3d.inference.results import joined
+
+    names = [name for name in arguments.names if name]
+    prompted = bool(arguments.points or arguments.box)
+    if not (names or prompted):
         arguments.usage_error("say what to segment: a NAME, --point or --box")
+    if len(names) > 1 and prompted:
+        arguments.usage_error(f"--point and --box are about one structure, and {len(names)} are named")
+    cleaning = PostProcess(
+        largest_component=arguments.largest_component,
+        fill_holes=arguments.fill_holes,
+        min_volume_ml=arguments.min_volume,
+    )
+    check_out(arguments, label_map_files() if arguments.labels else [])
     scan = open_scan(arguments)
     points = [(_voxel(at, scan.volume, arguments.frame), label) for at, label in arguments.points]
     box = None if arguments.box is None else _voxel_box(arguments.box, scan.volume, arguments.frame)
-    result = scan.segment(arguments.name or None, points=points or None, box=box)
-    return deliver(arguments, result)
+    answers = [scan.segment(name, points=points or None, box=box) for name in names or [None]]
+    result = joined(answers).postprocessed(cleaning)
+    code = deliver(arguments, result)
+    if arguments.labels:
+        for path in write_label_map(arguments.out, result, overlaps=arguments.overlaps, force=arguments.force):
+            note(f"saved {path}")
+    return code
 
 
 def _point(text: str) -> tuple[tuple[float, ...], int]:

@@ -14,7 +14,8 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,23 @@ from data_prep.atomic import refuse_overwrite
 from data_prep.boxes import Box
 from data_prep.volume import Volume
 from data_prep.write import write_mask
+from m3d.inference.measurements import Measurements, measure_mask, unit_of
 from m3d.inference.planes import NOTICE, Finding
+from m3d.inference.postprocess import PostProcess
 from m3d.tasks.evidence import Asking, value_words
 
 __all__ = [
+    "LABELS_NAME",
+    "LABELS_SCHEMA",
     "RESULT_NAME",
     "FoundBox",
     "FoundMask",
     "FoundMeasure",
     "Result",
     "describe_scan",
+    "distinct_slugs",
+    "joined",
+    "labels_files",
     "slug",
     "staged",
     "write_json",
@@ -42,6 +50,8 @@ __all__ = [
 
 SCHEMA = "m3d.result/1"
 RESULT_NAME = "result.json"
+LABELS_SCHEMA = "m3d.labels/1"
+LABELS_NAME = "label-map.json"  # no slug has a hyphen, so no mask is called so
 PICTURE_BYTES = 1_500_000  # more than any of our pictures takes
 
 
@@ -60,7 +70,7 @@ class FoundBox:
 
 @dataclass(frozen=True, eq=False)
 class FoundMask:
-    """A structure's voxels on the scan's own grid; ``score`` is the mean probability inside, 0 to 1.
+    """A structure's voxels on the scan's own grid; ``score`` is the mean probability inside as drawn, 0 to 1.
 
     ``logits`` are those of the model's grid, where they were asked for.
     """
@@ -100,7 +110,7 @@ class Result:
     """One answer about one scan; ``measured`` is what it rests on, of masks that are among ``masks``.
 
     ``evidence`` is how the model asked for that, word by word, and the first ``num_measured`` masks are what it drew
-    for it; the others are its answer's.
+    for it; the others are its answer's. ``postprocess`` is what was done to those after they were drawn, in order.
     """
 
     task: str
@@ -117,6 +127,7 @@ class Result:
     measured: tuple[FoundMeasure, ...] = ()
     evidence: str = ""
     num_measured: int = 0
+    postprocess: tuple[PostProcess, ...] = ()
 
     def __post_init__(self) -> None:
         for mask in self.masks:
@@ -129,10 +140,33 @@ class Result:
         boxes = [Finding(box.name or "box", box=box.voxel, note=_size(box.mm)) for box in self.boxes]
         return (*masks, *boxes)
 
+    @cached_property
+    def measurements(self) -> tuple[Measurements, ...]:
+        """Size, place, intensities and longest diameter of each mask."""
+        unit = unit_of(self.volume) if self.masks else None
+        return tuple(measure_mask(mask.array, self.volume, unit=unit) for mask in self.masks)
+
+    def postprocessed(self, how: PostProcess) -> Result:
+        """The same result with its answer's masks cleaned, and warnings of what lost more than half of its volume.
+
+        Masks that measures rest on stay as they were measured; scores, boxes and text stay as the model gave them.
+        """
+        if not how:
+            return self
+        masks, notes = list(self.masks[: self.num_measured]), []
+        for mask in self.masks[self.num_measured :]:
+            voxel_ml = self.volume.voxel_ml
+            array = how.apply(mask.array, self.volume.spacing, voxel_ml=voxel_ml)
+            cleaned = replace(mask, array=array, volume_ml=float(np.count_nonzero(array) * voxel_ml))
+            masks.append(cleaned)
+            notes.extend(_losses(mask, cleaned, how))
+        steps = (*self.postprocess, how)
+        return replace(self, masks=tuple(masks), warnings=(*self.warnings, *notes), postprocess=steps)
+
     @property
     def mask_files(self) -> tuple[str, ...]:
         """A file name for each mask, made from its name."""
-        return tuple(f"{name}.nii.gz" for name in _distinct([mask.name for mask in self.masks]))
+        return tuple(f"{name}.nii.gz" for name in distinct_slugs([mask.name for mask in self.masks]))
 
     @property
     def pictures(self) -> tuple[str, ...]:
@@ -154,10 +188,12 @@ class Result:
                     "file": file,
                     "score": round(mask.score, 6),
                     "volume_ml": round(mask.volume_ml, 6),
-                    "voxels": int(np.count_nonzero(mask.array)),
+                    "voxels": measured.voxels,
+                    "measurements": measured.to_dict(),
                 }
-                for mask, file in zip(self.masks, self.mask_files, strict=True)
+                for mask, file, measured in zip(self.masks, self.mask_files, self.measurements, strict=True)
             ],
+            "postprocess": [how.to_dict() for how in self.postprocess],
             "pictures": list(self.pictures),
             "scan": describe_scan(self.volume, self.scan_path),
             "model_id": self.model_id,
@@ -170,13 +206,15 @@ class Result:
     def save(self, folder: Path | str, *, force: bool = False) -> tuple[Path, ...]:
         """Write ``result.json``, a NIfTI for each mask and pictures into a folder; returns what was written.
 
+        With ``force`` an earlier result there goes, and with it the label map that was made of it.
+
         Raises:
             FileExistsError: Something would be replaced and ``force`` is not given; nothing is written then.
             OSError: The disk is full; nothing of the result is left behind.
         """
         names = [*self.mask_files, *self.pictures, RESULT_NAME]
         needed = sum(mask.array.size for mask in self.masks) + PICTURE_BYTES * len(self.pictures) + 100_000
-        replaced = _files_of(Path(folder) / RESULT_NAME) if force else []
+        replaced = [*_files_of(Path(folder) / RESULT_NAME), *labels_files(folder)] if force else []
         with staged(folder, names, force=force, needed=needed) as stage:
             for mask, file in zip(self.masks, self.mask_files, strict=True):
                 write_mask(stage / file, mask.array, like=self.volume)
@@ -204,7 +242,28 @@ class Result:
         """Stem and number of each finding that deserves a picture: empty masks cannot be seen."""
         findings = self.findings
         seen = [number for number, finding in enumerate(findings) if finding.visible]
-        return list(zip(_distinct([findings[i].name for i in seen]), seen, strict=True))
+        return list(zip(distinct_slugs([findings[i].name for i in seen]), seen, strict=True))
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """Answers of one kind about one scan as one: texts line by line, masks and boxes in order, warnings once."""
+    first = results[0]
+    assert all(one.volume is first.volume and one.postprocess == first.postprocess for one in results)
+    return replace(
+        first,
+        prompt="\n".join(one.prompt for one in results),
+        text="\n".join(one.text for one in results),
+        boxes=tuple(box for one in results for box in one.boxes),
+        masks=(
+            *(mask for one in results for mask in one.masks[: one.num_measured]),
+            *(mask for one in results for mask in one.masks[one.num_measured :]),
+        ),
+        warnings=tuple(dict.fromkeys(warning for one in results for warning in one.warnings)),
+        seconds=sum(one.seconds for one in results),
+        measured=tuple(value for one in results for value in one.measured),
+        evidence="\n".join(one.evidence for one in results if one.evidence),
+        num_measured=sum(one.num_measured for one in results),
+    )
 
 
 def describe_scan(volume: Volume, path: Path | None) -> dict[str, Any]:
@@ -224,6 +283,19 @@ def slug(name: str) -> str:
     return (
         re.sub(r"[^\w]+", "_", "".join(c for c in plain if not unicodedata.combining(c))).strip("_")[:60] or "finding"
     )
+
+
+def distinct_slugs(names: Sequence[str]) -> list[str]:
+    """Slugs, numbered where two names have the same one."""
+    taken: list[str] = []
+    for name in names:
+        plain = candidate = slug(name)
+        count = 1
+        while candidate in taken:
+            count += 1
+            candidate = f"{plain}_{count}"
+        taken.append(candidate)
+    return taken
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -286,17 +358,25 @@ def _files_of(path: Path) -> list[str]:
     return [name for name in map(str, names) if name == Path(name).name and name.endswith((".nii.gz", ".png"))]
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
-    """Slugs, numbered where two names have the same one."""
-    taken: list[str] = []
-    for name in names:
-        plain = candidate = slug(name)
-        count = 1
-        while candidate in taken:
-            count += 1
-            candidate = f"{plain}_{count}"
-        taken.append(candidate)
-    return taken
+def labels_files(folder: Path | str) -> list[str]:
+    """The files of a label map that lies in a folder, by name; none where there is no map of ours."""
+    try:
+        old = json.loads((Path(folder) / LABELS_NAME).read_text(encoding="utf-8"))
+        names = [*map(str, old["files"]), LABELS_NAME] if old["schema"] == LABELS_SCHEMA else []
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
+    stem = Path(LABELS_NAME).stem
+    return [name for name in names if name == Path(name).name and name.startswith(stem)]
+
+
+def _losses(before: FoundMask, after: FoundMask, how: PostProcess) -> list[str]:
+    """What a reader should know of a mask that post-processing has changed a lot."""
+    if before.array.any() and not after.array.any():
+        return [f"the mask of {before.name!r} is empty after post-processing ({how}): it had {before.volume_ml:.3g} mL"]
+    if after.volume_ml < before.volume_ml / 2:
+        change = f"{before.volume_ml:.3g} to {after.volume_ml:.3g} mL"
+        return [f"the mask of {before.name!r} lost more than half of its volume in post-processing ({how}): {change}"]
+    return []
 
 
 def _corners(box: Box) -> dict[str, list[float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from m3d.cli import main
+from m3d.cli.bench import COMMANDS as BENCH_COMMANDS
 from m3d.cli.data import COMMANDS as DATA_COMMANDS
 from m3d.cli.main import COMMANDS
 
@@ -14,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "matplotlib", "numpy", "nibabel", "rich")
 
 
-NAMES = [*([name] for name in COMMANDS), *(["data", name] for name in DATA_COMMANDS)]
+GROUPS = {"data": DATA_COMMANDS, "bench": BENCH_COMMANDS}
+NAMES = [[name] for name in COMMANDS] + [[group, name] for group, names in GROUPS.items() for name in names]
 
 
 @pytest.mark.parametrize("words", [["--help"], *([*words, "--help"] for words in NAMES)], ids=" ".join)
@@ -49,7 +51,8 @@ except SystemExit:
     assert min(float(said.split()[-1]) for said in runs) < 0.3
 
 
-EVERY = [*([name] for name in COMMANDS if name != "data"), *(["data", name] for name in DATA_COMMANDS)]
+EVERY = [words for words in NAMES if words[-1] not in GROUPS]
+NO_MODEL = [*DATA_COMMANDS, *(name for name in BENCH_COMMANDS if name != "run")]
 
 
 @pytest.mark.parametrize("words", EVERY, ids=" ".join)
@@ -59,10 +62,10 @@ def test_every_command_teaches_with_examples_and_takes_the_common_options(words,
     said = capsys.readouterr().out
     assert stop.value.code == 0
     assert f"  m3d {' '.join(words)}" in said.partition("examples:\n")[2]
-    device = [] if words[0] == "data" else ["--device"]
+    device = [] if words[0] in GROUPS and words[1] in NO_MODEL else ["--device"]
     for option in ("--json", "--out", "--force", "--traceback", *device):
         assert option in said
-    if words[0] not in ("doctor", "data", "train"):
+    if words[0] not in ("doctor", "data", "train", "bench"):
         for option in ("--model", "--series", "--spacing"):
             assert option in said
 

@@ -12,7 +12,7 @@ import pytest
 from data_prep.boxes import box_of_mask, to_mm
 from data_prep.volume import Volume
 from m3d.inference import results
-from m3d.inference.results import FoundBox, FoundMask, Result, slug, staged
+from m3d.inference.results import FoundBox, FoundMask, FoundMeasure, Result, joined, slug, staged
 
 AFFINE = np.array([[0, 0, -1.5, 30], [0, -2.0, 0, 20], [3.0, 0, 0, -10], [0, 0, 0, 1]])
 SHAPE = (10, 12, 14)
@@ -59,6 +59,7 @@ def files_in(folder: Path) -> set[str]:
 
 def test_json_says_everything_and_only_that():
     answer = result(boxes=(box_of("left parotid", block(2, 3, 4)),))
+    inside = answer.volume.array[2:5, 3:6, 4:7].astype(np.float64)
     said = json.loads(json.dumps(answer.to_dict(), allow_nan=False))
     assert said == {
         "schema": "m3d.result/1",
@@ -74,8 +75,26 @@ def test_json_says_everything_and_only_that():
             }
         ],
         "masks": [
-            {"name": "left parotid", "file": "left_parotid.nii.gz", "score": 0.875, "volume_ml": 0.243, "voxels": 27}
+            {
+                "name": "left parotid",
+                "file": "left_parotid.nii.gz",
+                "score": 0.875,
+                "volume_ml": 0.243,
+                "voxels": 27,
+                "measurements": {
+                    "voxels": 27,
+                    "volume_ml": 0.243,
+                    "extent_mm": [4.5, 6.0, 9.0],
+                    "centroid_mm": [22.5, 12.0, -1.0],  # of voxel (3, 4, 5), by hand from AFFINE
+                    "longest_diameter_mm": 11.7154,  # the root of 20.25 + 36 + 81
+                    "mean": round(float(inside.mean()), 4),
+                    "sd": round(float(inside.std()), 4),
+                    "unit": "HU",
+                    "touches_edge": False,
+                },
+            }
         ],
+        "postprocess": [],
         "pictures": ["left_parotid.png", "left_parotid_2.png"],
         "scan": {
             "file": "ct.nii.gz",
@@ -212,3 +231,21 @@ def test_equal_names_get_files_of_their_own():
 def test_a_mask_on_another_grid_is_our_own_mistake():
     with pytest.raises(AssertionError):
         result(found("a", np.zeros((2, 2, 2), bool)))
+
+
+def test_answers_about_one_scan_become_one():
+    scan = volume()
+    first = replace(result(found("a", block(1, 1, 1)), boxes=(box_of("a", block(1, 1, 1)),)), volume=scan, seconds=1.0)
+    measured = FoundMeasure("volume", ("c",), 0.2, "mL")
+    second = replace(
+        result(found("c", block(3, 3, 3)), found("b", block(2, 2, 2))),
+        volume=scan, text="There is b [SEG].", measured=(measured,), evidence="c [SEG] volume: 0.2", num_measured=1,
+        warnings=("no voxel is negative", "another"), seconds=2.5,
+    )  # fmt: skip
+    both = joined([first, second])
+    assert [mask.name for mask in both.masks] == ["c", "a", "b"] and both.num_measured == 1
+    assert both.text == "Here is the left parotid [SEG].\nThere is b [SEG]."
+    assert (both.measured, both.evidence) == ((measured,), "c [SEG] volume: 0.2")
+    assert both.warnings == ("no voxel is negative", "another") and both.seconds == 3.5
+    assert [box.name for box in both.boxes] == ["a"]
+    assert joined([first]).to_dict() == first.to_dict()
