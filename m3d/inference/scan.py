@@ -21,7 +21,9 @@ from data_prep.derived.measures import MEASURES
 from data_prep.preprocess import Prepared, Window
 from data_prep.volume import Volume
 from m3d.inference.measuring import measured_on, plain_words, speak
+from m3d.inference.prompting import Point, as_prompts, place_box, place_points, refuse_contradictions
 from m3d.inference.results import FoundBox, FoundMask, FoundMeasure, Result
+from m3d.inference.session import Session
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
 from m3d.models.box_head import read_boxes
 from m3d.models.processing import BOX_END, BOX_START, IGNORED, SEG_TOKEN, encode_exchange
@@ -33,7 +35,6 @@ from m3d.tasks.segmentation import named_masks, names_before
 from segvol_head import Prompts
 
 MAX_NEW_TOKENS = 512
-Point = tuple[tuple[float, float, float], int]
 
 
 class NoMask(ValueError):
@@ -181,18 +182,20 @@ class Scan:
         if name is None:
             masks, notes = self._draw([_label(points, box)], None, geometry)
             return self._result("segment", "", Spoken("", None), (), masks, notes, began)
-        prompt = Phrases()("seg.sem", "prompt", names=f"the {_named(name)}")
-        spoken = self._speak(prompt, MAX_NEW_TOKENS)
-        if spoken.prompts is None:
-            raise NoMask(f"no mask of {name!r}: the model answered {spoken.text!r} without [SEG]")
-        asked = name.strip()
-        # "Sure, it is [SEG]." names nothing: that mask is what was asked for.
-        names = [said or asked for said in named_masks(spoken.text)]
-        if asked.lower() not in [said.lower() for said in names]:
-            drawn = ", ".join(map(repr, names))
-            raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
+        prompt, spoken, names = self._asked_to_draw(name)
         masks, notes = self._draw(names, spoken.prompts, geometry)
-        return self._result("segment", prompt, spoken, (), masks, notes, began)
+        own = replace(spoken, masks=())  # what it measured before it drew is none of what was asked for
+        return self._result("segment", prompt, own, (), masks, notes, began)
+
+    def session(self, *, feedback: bool | None = None) -> Session:
+        """Draw interactively: points, boxes, scribbles, names and masks are added one by one, and taken back.
+
+        With ``feedback`` the answer so far is a prompt of the next; None means where the model has learned that.
+
+        Raises:
+            ValueError: The model has no mask head, or cannot take ``feedback``.
+        """
+        return Session(self, feedback=feedback)
 
     @torch.inference_mode()
     def log_likelihoods(self, prompt: str, answers: Sequence[str]) -> tuple[float, ...]:
@@ -253,6 +256,32 @@ class Scan:
         (spoken,) = self._speak_all([prompt], max_new_tokens)
         return spoken
 
+    def _asked_to_draw(self, name: str) -> tuple[str, Spoken, list[str]]:
+        """The prompt for a name, what was said to it, and the names of its masks, of which one is that name."""
+        prompt = Phrases()("seg.sem", "prompt", names=f"the {_named(name)}")
+        spoken = self._speak(prompt, MAX_NEW_TOKENS)
+        if spoken.prompts is None:
+            raise NoMask(f"no mask of {name!r}: the model answered {spoken.text!r} without [SEG]")
+        asked = name.strip()
+        # "Sure, it is [SEG]." names nothing: that mask is what was asked for.
+        names = [said or asked for said in named_masks(spoken.text)]
+        if asked.lower() not in [said.lower() for said in names]:
+            drawn = ", ".join(map(repr, names))
+            raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
+        return prompt, spoken, names
+
+    def text_prompt(self, name: str) -> Tensor:
+        """What the language model tells the mask head of a name, ``(1, C)``.
+
+        Raises:
+            NoMask: The model answered the name without drawing, or would draw something else.
+        """
+        _, spoken, names = self._asked_to_draw(name)
+        assert spoken.prompts is not None
+        number = [said.lower() for said in names].index(name.strip().lower())
+        number = min(number, len(spoken.prompts) - 1)  # seg_config.merge="mean" has one for all
+        return spoken.prompts[number : number + 1]
+
     @torch.inference_mode()
     def _speak_all(self, prompts: Sequence[str], max_new_tokens: int) -> list[Spoken]:
         model, tokenizer = self.model, self.processor.tokenizer
@@ -311,6 +340,13 @@ class Scan:
 
     # -- drawing --------------------------------------------------------------------------------------------------
 
+    def draw_one(
+        self, name: str, *, text: Tensor | None, geometry: Prompts | None
+    ) -> tuple[FoundMask, tuple[str, ...]]:
+        """One mask with its logits on the grid, and what to beware of, of a `text_prompt`, of geometry, or of both."""
+        (mask,), notes = self._draw([name], text, geometry, keep_logits=True)
+        return mask, notes
+
     @torch.inference_mode()
     def _draw(
         self, names: Sequence[str], text: Tensor | None, geometry: Prompts | None, *, keep_logits: bool = False
@@ -346,34 +382,10 @@ class Scan:
     # -- geometry -------------------------------------------------------------------------------------------------
 
     def _geometry(self, points: Sequence[Point], box: Box | None) -> Prompts | None:
-        shape = np.array(self.volume.shape)
-        for at, label in points:
-            if label not in (0, 1):
-                raise ValueError(f"a point's label is 1 (inside) or 0 (outside), got {label}")
-            if (np.array(at) < -0.5).any() or (np.array(at) > shape - 0.5).any():
-                raise ValueError(f"point {tuple(at)} lies outside the scan, whose voxels are {tuple(shape.tolist())}")
-        grid = np.array(self.prepared.shape) - 1.0
-        given: dict[str, Tensor] = {}
-        if points:
-            on_grid = np.clip(self.prepared.points_to_grid([at for at, _ in points]), 0, grid)
-            given["points"] = torch.from_numpy(on_grid).float()[None]
-            given["point_labels"] = torch.tensor([[float(label) for _, label in points]])
-        if box is not None:
-            given["boxes"] = torch.from_numpy(self._corners(box, grid)).float()[None]
-        return Prompts(**given) if given else None
-
-    def _corners(self, box: Box, grid: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """A half-open voxel box of the scan as the inclusive corners that the head was trained with."""
-        lo, hi = np.array(box.lo), np.array(box.hi)
-        if box.frame != "voxel" or (lo >= hi).any() or (lo < 0).any() or (hi > np.array(self.volume.shape)).any():
-            raise ValueError(
-                f"box {tuple(box.lo)} to {tuple(box.hi)} ({box.frame}) must have lo < hi and lie in the scan, "
-                f"whose voxels are {self.volume.shape}"
-            )
-        on_grid = self.prepared.box_to_grid(box)
-        first = np.clip(np.round(np.array(on_grid.lo)), 0, grid)
-        last = np.clip(np.round(np.array(on_grid.hi)) - 1, first, grid)
-        return np.concatenate([first, last])
+        placed = [(place_points([at], self.volume)[0], label) for at, label in points]
+        framed = None if box is None else place_box(box, self.volume)
+        refuse_contradictions(placed, framed)
+        return as_prompts(self.prepared, placed, framed)
 
     def _box(self, box: Box, name: str) -> FoundBox:
         """A normalised box of the grid, clipped to the scan's voxels."""
