@@ -2,11 +2,10 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,6 @@ from m3d.models import M3DForConditionalGeneration
 from m3d.recipes.build import Built, Init, build
 from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.handover import Kind, kind_of, save_model
-from m3d.recipes.own_evidence import Drawer, Values, own_evidence
 from m3d.recipes.parts import Parts, apply
 from m3d.recipes.preflight import check_stores
 from m3d.tasks import check_tasks
@@ -113,7 +111,6 @@ class ExchangesConfig(StoresConfig):
             nothing is drawn, it looks at each such picture once and its tokens stay in memory, 2 bytes a number.
         measured: Share of the answers that draw and measure what they rest on first, where the record has evidence.
         unseen: Share of these in which the masks show nothing, so that an answer does without values, too.
-        evidence: What was measured: "truth", or "own", what the model's own masks give when the stage begins.
     """
 
     weights: dict[str, float] = field(default_factory=dict)
@@ -128,16 +125,11 @@ class ExchangesConfig(StoresConfig):
     looks: int = 0
     measured: float = 0.0
     unseen: float = 0.0
-    evidence: Literal["truth", "own"] = "truth"
 
     def __post_init__(self) -> None:
-        """Refuse tasks that are none, and another kind of evidence."""
+        """Refuse tasks that are none."""
         super().__post_init__()
         check_tasks(self.weights, "data.weights")
-        if self.evidence not in ("truth", "own"):
-            raise ValueError(f"data.evidence={self.evidence!r} is not one of truth, own")
-        if self.evidence != "truth" and not self.measured:
-            raise ValueError(f"data.evidence={self.evidence} with data.measured=0: no answer would say it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,7 +202,6 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         vision, shown = built.model.config.vision, sum(len(group.cases) for group in config.data.groups())
         refuse_large(shown, config.data.looks, math.prod(vision.grid), vision.hidden_size)
     optim = replace(config.optim, seed=config.seed)
-    values = _own_evidence(config, built)
     collate = Collator(
         processor=built.processor,
         packing=config.data.packing,
@@ -219,7 +210,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     )
     judge = judge_of(
         config.data,
-        exchanges(config, built, None, values),
+        exchanges(config, built, None),
         collate,
         objective,
         built.model,
@@ -230,7 +221,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     return train(
         config,
         objective,
-        dataset(config.data, exchanges(config, built, config.augment, values), optim, config.seed),
+        dataset(config.data, exchanges(config, built, config.augment), optim, config.seed),
         collate,
         optim,
         save=lambda folder: save_model(folder, built.model, built.processor, kind=config.saved, lora=config.parts.lora),
@@ -251,22 +242,8 @@ def _check_kind(config: TalkConfig) -> None:
         )
 
 
-def _own_evidence(config: TalkConfig, built: Built) -> Values:
-    """What the model's own masks give, where that is wanted."""
-    data, engine, output = config.data, config.engine, Path(config.output)
-    if data.evidence == "truth":
-        return {}
-    facts = begin_manifest(config, stores=data.stores, parents=config.parents())
-    if engines.rank() == 0:  # another run's folder is refused now, not after all has been drawn
-        begun(output, config, facts)
-    device = "cpu" if engine.on_cpu else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    draw = Drawer(built.model.to(device), built.processor, bf16=config.optim.bf16)  # type: ignore[arg-type]
-    cases = [case for group in (*data.groups(), *data.judged_groups()) for case in group.cases]
-    return own_evidence(draw, cases, output, facts)
-
-
-def exchanges(config: TalkConfig, built: Built, augment: Augment | None, values: Values) -> Exchanges:
-    """What is drawn of a case, with ``values`` for its evidence where they are not the truth's."""
+def exchanges(config: TalkConfig, built: Built, augment: Augment | None) -> Exchanges:
+    """What is drawn of a case."""
     data = config.data
     return Exchanges(
         processor=built.processor,
@@ -281,7 +258,6 @@ def exchanges(config: TalkConfig, built: Built, augment: Augment | None, values:
         looks=data.looks if augment is not None else 1,
         measured=data.measured,
         unseen=data.unseen,
-        values=values,
     )
 
 

@@ -5,7 +5,7 @@
     left parotid [SEG], right parotid [SEG] larger: left parotid by 12 percent. Answer: A. left parotid
 
 The model writes names, ``[SEG]`` and what is to be measured; the value is written for it, from its own masks
-(`m3d.inference.measuring`), or while it learns from the truth's, or its own again. Ours; M3D-LaMed answers at once.
+(`m3d.inference.measuring`), or while it learns from the truth's. Ours; M3D-LaMed answers at once.
 Choices and numbers that a small language model learned from image tokens alone were as good without the image.
 """
 
@@ -38,8 +38,8 @@ def value_words(asked: Asking, value: float | None) -> str:
     return NOT_SEEN if value is None else MEASURES[asked.measure].said(value, asked.names)
 
 
-def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool | Sequence[bool] = True) -> Rendered:
-    """The answer behind its evidence, in English; of what is not ``seen`` it has to do without the value.
+def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = True) -> Rendered:
+    """The answer behind its evidence, in English; where it is not ``seen``, the answer has to do without the values.
 
     ``given`` has the places of the values, which are not for the model to say.
 
@@ -55,11 +55,10 @@ def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool | 
                 + ", ".join(f"{name} ({each.num_names}, {each.unit})" for name, each in MEASURES.items())
             )
     text, given, masks = "", [], list[str]()
-    each = [seen] * len(evidence) if isinstance(seen, bool) else seen
     for number, one in enumerate(evidence):
         names = "".join(f"{', ' if turn else ''}{name} {SEG}" for turn, name in enumerate(one.names))
         text += f"{'; ' if number else ''}{names}{' ' if names else ''}{one.measure}:"
-        value = value_words(Asking(one.measure, one.names), one.value if each[number] else None)
+        value = value_words(Asking(one.measure, one.names), one.value if seen else None)
         given.append((len(text), len(text) + 1 + len(value)))
         text += f" {value}"
         masks += one.names

@@ -174,15 +174,6 @@ def _mirrored(value: Any) -> Any:  # noqa: ANN401  (whatever a slot holds)
     return type(value)(map(_mirrored, value)) if isinstance(value, (list, tuple)) else value
 
 
-def as_measured(record: Record, values: Sequence[float | None]) -> Record:
-    """The record with other values of its evidence, in their order; where there is None, its own."""
-    evidence = tuple(
-        one if value is None else one.model_copy(update={"value": value})
-        for one, value in zip(record.target.evidence or (), values, strict=True)
-    )
-    return record.model_copy(update={"target": record.target.model_copy(update={"evidence": evidence})})
-
-
 def shown(evidence: Sequence[Evidence], case: TrainingCase, labels: Tensor) -> bool:
     """Whether all that evidence was measured of is labelled and in the picture."""
     labelled = set(case.image.names.values())

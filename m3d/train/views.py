@@ -28,7 +28,6 @@ from m3d.train.augment import Augment, Augmented
 from m3d.train.cases import Arrays, TrainingCase, holds_in_one_pose, to_tensors
 from m3d.train.exchanges import (
     Exchange,
-    as_measured,
     box_targets,
     choose,
     mirror,
@@ -135,8 +134,6 @@ class Exchanges:
         looks: In how many ways each volume is varied; 0 for anew at every visit.
         measured: Share of the answers that measure what they rest on first, where that is known.
         unseen: Share of these whose values are not seen, so that an answer does without, too.
-        values: Of a record's evidence, by its id, where others than its own are given (`m3d.recipes.own_evidence`);
-            None where nothing was seen.
     """
 
     processor: M3DProcessor
@@ -151,7 +148,6 @@ class Exchanges:
     looks: int = 0
     measured: float = 0.0
     unseen: float = 0.0
-    values: Mapping[str, Sequence[float | None]] = field(default_factory=dict, repr=False)
     warned: Counter[str] = field(default_factory=Counter, repr=False, compare=False, init=False)
 
     def __post_init__(self) -> None:
@@ -218,9 +214,7 @@ class Exchanges:
         """Draw records, move the picture, write them true of it."""
         case, rng = look.case, look.rng
         numbers, moving, picture = self._choose(case, rng)
-        records = [
-            as_measured(one, self.values[one.id]) if one.id in self.values else one for one in case.records_at(numbers)
-        ]
+        records = case.records_at(numbers)
         everything = self.whole_first and bool(case.entries[numbers[0]].masks)
         asked = [
             reorder(record, rng) if everything and turn == 0 else narrow(record, rng, self.most)
@@ -262,10 +256,7 @@ class Exchanges:
         ids, learned = self._encode(said)
         evidence = true.target.evidence
         if self.measured and evidence and true.lang == "en" and shown(evidence, look.case, labels):
-            given = look.rng.random() >= self.unseen
-            values = self.values.get(record.id)
-            seen = [given and (values is None or values[turn] is not None) for turn in range(len(evidence))]
-            first = measure_first(said, evidence, seen=seen)
+            first = measure_first(said, evidence, seen=look.rng.random() >= self.unseen)
             tokens = self._encode(first)
             if self.max_length is not None and len(tokens[0]) > self.max_length:
                 lost["not measured"] += 1  # the answer alone may fit

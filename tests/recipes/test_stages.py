@@ -21,10 +21,8 @@ from m3d.models.weights import read_weights
 from m3d.recipes import align, build, chain, checkpoints, instruct, merge, pretrain_segvol, pretrain_words
 from m3d.recipes.checkpoints import model_folder, read_manifest, state_of
 from m3d.recipes.handover import load_model
-from m3d.recipes.own_evidence import FOLDER, Drawer, own_values
 from m3d.recipes.pretrain_segvol import load_segvol
 from m3d.recipes.talk import Judge
-from m3d.train.cases import stored
 from m3d.train.data import VolumeDataset
 from m3d.train.views import Masks
 from tests.fixtures.tiny_stages import optim, stages
@@ -421,20 +419,3 @@ def test_wrong_beginnings_are_refused(runs, phantom_store):
         dataclasses.replace(config.init, checkpoint="somewhere")
     with pytest.raises(FileNotFoundError, match="run the stage that makes it first"):
         align.main(dataclasses.replace(config, init=dataclasses.replace(config.init, segvol=str(runs / "nowhere"))))
-
-
-def test_a_stage_learns_from_its_own_masks(runs, phantom_store, tmp_path):
-    data = stages(phantom_store)["align"]["data"] | {"weights": {"vqa.closed": 1}, "measured": 1.0, "max_length": 4096}
-    given = {"data": data | {"evidence": "own"}, "init": {"checkpoint": str(runs / "align")}}
-    config = config_of("align", phantom_store, tmp_path, output=str(tmp_path / "own"), **given)
-    align.main(config)
-    (path,) = (tmp_path / "own" / FOLDER).iterdir()
-    lines = path.read_text().split("\n")
-    kept = {row["image_id"]: row["values"] for row in map(json.loads, filter(None, lines))}
-    cases = [case for split in ("train", "validation") for case in stored(phantom_store, split)]
-    assert kept.keys() == {case.id for case in cases}
-    draw = Drawer(*load_model(runs / "align" / "model"))
-    for case in cases[:2]:
-        assert kept[case.id] == own_values(case, draw)  # of the model as it was when the stage began
-    with pytest.raises(ValueError, match="holds a run of another configuration"):
-        align.main(dataclasses.replace(config, seed=2))

@@ -63,11 +63,6 @@ def test_a_comparison_names_its_answer(measure, names, value, words):
     assert value_words(Asking(measure, names), value) == words
 
 
-def test_only_what_is_not_seen_is_missing():
-    said = measure_first(SAID, [LEFT, RIGHT], seen=[False, True])
-    assert said.answer.startswith("left parotid [SEG] volume: not seen; right parotid [SEG] volume: 22 mL. Answer:")
-
-
 @pytest.mark.parametrize("evidence", [[LEFT], [LEFT, RIGHT], [LENGTH], [APART, LEFT], [LENGTH, APART, RIGHT]])
 def test_an_answer_asks_for_each_measure_at_its_place_and_nowhere_else(evidence):
     said = measure_first(SAID, evidence)

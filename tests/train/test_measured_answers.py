@@ -81,29 +81,3 @@ def test_evidence_that_does_not_fit_leaves_the_answer_alone(cases, processor):
 def test_shares_of_measured_answers_are_shares(processor):
     with pytest.raises(ValueError, match="must be shares"):
         measuring(processor, measured=1.5)
-
-
-def test_other_values_stand_in_for_those_of_the_record(cases, processor):
-    """As own masks gave them; where they gave none, it is not seen."""
-    records = [one for case in cases for one in case.records if one.target.evidence]
-    values = {
-        one.id: [None if turn % 2 else 777.0 + turn for turn in range(len(one.target.evidence))] for one in records
-    }
-    view = Exchanges(
-        processor=processor,
-        codec=Frac3(),
-        weights={"report": 1},
-        augment=Augment(flip=1.0, mirror="swap", probability=0.0),
-        measured=1.0,
-        values=values,
-    )
-    seen = 0
-    for item in VolumeDataset(cases, view):
-        for exchange in item.exchanges:
-            begun = next(place for place, one in enumerate(exchange.labels) if one >= 0)
-            evidence = answer_of(processor.tokenizer.decode(exchange.ids[begun:]))[0]
-            for turn, one in enumerate(evidence.split("; ")):
-                said = one.rpartition(": ")[2]
-                assert said == "not seen" if turn % 2 else f"{777 + turn} " in said
-                seen += 1
-    assert seen > 6
