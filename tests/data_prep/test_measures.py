@@ -32,8 +32,6 @@ LEFT, RIGHT = "left parotid", "right parotid"
         ("further forward", (LEFT, RIGHT), 7.5),
         ("further right", (LEFT, RIGHT), -115),
         ("further left", (LEFT, RIGHT), 115),
-        ("difference", (LEFT, RIGHT), 100 * (60 - 28) / 60),
-        ("higher by", (RIGHT, LEFT), -10),
         (
             "closer",
             ("brainstem", LEFT, "spinal cord"),
