@@ -243,6 +243,11 @@ def retrieval() -> str:
             cells = [f"{cell(row[name])}, chance {row[name]['chance']:.3f}" for name in names]
             rows.append([pool, f"{found['n']} of {found['candidates']}", words, *cells, f"{row['median_rank']:g}"])
     told = f"Each pool by itself, split {result['split']}, texts of `{result['task']}` (`{result['command']}`)."
+    stage = there("training_clip.json")
+    if stage is not None:
+        points = ", ".join(f"step {row['step']} {row['R@5']:.3f}" for row in stage["evaluations"])
+        chance = stage["evaluations"][-1]["chance_R@5"]
+        told += f" R@5 among all judged scans while it learned: {points} (chance {chance:.3f})."
     return "\n".join([markdown(["pool", "asked for", "direction", *names, "median rank"], rows), "", told])
 
 
