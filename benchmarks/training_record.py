@@ -111,7 +111,9 @@ def main() -> None:
     earlier = json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else []
     trained = [(name, link) for name, link in links if name not in ("merge", "take_words", "pretrain_clip")]
     stages = stages_of(trained, earlier)
-    result = {"model": merged, "command": f"m3d train {given.chain} root=PATH", **machine_facts(), "stages": stages}
+    chain = Path(given.chain)
+    shown = chain.absolute().relative_to(HOME) if chain.absolute().is_relative_to(HOME) else chain.name
+    result = {"model": merged, "command": f"m3d train {shown} root=PATH", **machine_facts(), "stages": stages}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     picture(stages, HOME / "docs" / f"learning_{merged}.png")
