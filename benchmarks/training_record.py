@@ -4,8 +4,9 @@
 
 It reads the manifests, ``losses.jsonl`` and ``evaluations.jsonl`` of the chain's outputs and trains nothing. Losses are
 means over twentieths of a stage; wall time is that of all steps, what else the machine did meanwhile included. Writes
-``benchmarks/results/training_NAME.json``, NAME being that of the merged model, and ``docs/learning_NAME.png``. A stage
-whose output is no longer there keeps its row of that file, with the commit that trained it.
+``benchmarks/results/training_NAME.json``, NAME being that of the merged model, and ``docs/learning_NAME.png``; a CLIP
+stage, which stands beside that model, has ``training_clip.json``. A stage whose output is no longer there keeps its row
+of that file, with the commit that trained it.
 """
 
 import argparse
@@ -117,6 +118,10 @@ def main() -> None:
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     picture(stages, HOME / "docs" / f"learning_{merged}.png")
+    for link in (link for name, link in links if name == "pretrain_clip" and Path(link.output).is_dir()):
+        beside = json.dumps(stage_of("pretrain_clip", link), indent=1, allow_nan=False)
+        with atomic_path(RESULTS / "training_clip.json") as temporary:
+            temporary.write_text(f"{beside}\n", encoding="utf-8")
     for stage in stages:
         print(f"{stage['name']:16} {stage['steps']:5} steps  {stage['wall_seconds'] / 60:6.1f} min")
 

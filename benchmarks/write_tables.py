@@ -327,6 +327,19 @@ def stages_of(result: Mapping[str, Any]) -> str:
     return f"{markdown(heads, rows)}\n\n{told}"
 
 
+def clicks() -> str:
+    """Dice of the five structures after so many simulated clicks, and how many clicks it takes to reach 0.8."""
+    result = read("clicks.json")
+    counts, rows = (0, 1, 3, 5, 10), []
+    for way in result["ways"]:
+        found = {name: result["metrics"].get(f"{way}: {name}/five") for name in ("noc80", "never80")}
+        each = [result["metrics"].get(f"{way}: dice@{count}/five") for count in counts]
+        speed = result["milliseconds a click"][way]["median"]
+        rows.append([way, *map(cell, each), *map(cell, found.values()), f"{speed:.0f}"])
+    heads = ["way", *map(str, counts), "clicks to 0.8, at most 10", "share that never is", "ms a click"]
+    return f"{markdown(heads, rows)}\n\n{result['patients']} patients, one thread (`{result['command']}`)."
+
+
 # -- M3D-Bench --------------------------------------------------------------------------------------------------------
 
 
@@ -373,6 +386,7 @@ def bench_speed() -> str:
 
 
 BLOCKS = {
+    "clicks": clicks,
     "bench": bench,
     "bench_released": bench_released,
     "side_by_side": side_by_side,

@@ -131,3 +131,13 @@ def test_the_tables_of_the_benchmark_are_those_of_scored_runs(results):
     assert "21 patients; protocol standard; grid: scan" in text
     text = write_tables.rewrite("<!-- bench_speed --><!-- /bench_speed -->")
     assert "| ratio, median of rounds | 5.0 |" in text and "63 of 64 are word for word the same" in text
+
+
+def test_clicks_stand_by_way_and_number(results):
+    metrics = {f"clicks: {name}/five": entry(0.7) for name in ("dice@1", "dice@10", "noc80", "never80")}
+    speed = {"clicks": {"median": 44.6}}
+    clicks = {"ways": ["clicks"], "metrics": metrics, "milliseconds a click": speed, "patients": 21, "command": "c"}
+    results(clicks=clicks)
+    (row,) = lines_of(write_tables.rewrite("<!-- clicks --><!-- /clicks -->"), "| clicks")
+    one = "0.70 (0.65 to 0.75)"
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["clicks", "-", one, "-", "-", one, one, one, "45"]
