@@ -21,7 +21,18 @@ import numpy.typing as npt
 from data_prep.boxes import Box, box_of_mask
 from data_prep.volume import Volume, closest_axes
 
-__all__ = ["Axis", "Lattice", "View", "crop", "foreground", "reorient", "resample", "transform_box", "transform_points"]
+__all__ = [
+    "Axis",
+    "Lattice",
+    "View",
+    "crop",
+    "foreground",
+    "reorient",
+    "resample",
+    "sampled",
+    "transform_box",
+    "transform_points",
+]
 
 Shape = tuple[int, int, int]
 _LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -107,6 +118,15 @@ class Lattice:
         matrix[:3, 3] = [float(axis.to_volume(np.zeros(1))[0]) for axis in self.axes]
         return matrix
 
+    def finer(self, factor: float) -> Lattice:
+        """The same volume under a grid ``factor`` times as fine, without padding; never finer than the voxels."""
+        steps = [max(axis.step / factor, min(axis.step, 1.0)) for axis in self.axes]
+        d, h, w = (
+            Axis(axis.size, max(math.ceil(axis.size / step - 1e-6), 1), step)
+            for axis, step in zip(self.axes, steps, strict=True)
+        )
+        return Lattice((d, h, w), self.smooth)
+
     def apply(self, array: npt.NDArray[Any], *, order: int = 1, fill: float = 0.0) -> npt.NDArray[Any]:
         """Volume -> grid: linear (order 1; averaging where coarser, if ``smooth``) or nearest voxel (order 0)."""
         _check(array, self.shape, "volume", order)
@@ -169,6 +189,19 @@ def resample(volume: Volume, grid: Shape, spacing: Sequence[float] | None) -> tu
         axes = [_fit(*sides) for sides in zip(volume.shape, grid, volume.spacing, spacing, strict=True)]
     lattice = Lattice((axes[0], axes[1], axes[2]), smooth=spacing is not None)
     return Volume(lattice.apply(volume.array), volume.affine @ lattice.matrix), lattice
+
+
+def sampled(
+    array: npt.NDArray[Any], where: Sequence[npt.NDArray[np.float64]], support: Sequence[float] = (1.0, 1.0, 1.0)
+) -> npt.NDArray[Any]:
+    """Linear values at every combination of the positions ``where`` along three axes: as `Lattice` has them, in part.
+
+    Positions beyond the array take the value of its edge; ``support`` above 1 smooths over so many voxels.
+    """
+    for number in sorted(range(3), key=lambda n: len(where[n]) / array.shape[n]):  # shrink first
+        inside = where[number].clip(0, array.shape[number] - 1)
+        array = _linear(array, number, inside, max(support[number], 1.0))
+    return array
 
 
 def foreground(array: npt.NDArray[np.float32], above: float, margin: Sequence[int] = (0, 0, 0)) -> Box | None:

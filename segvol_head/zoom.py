@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -28,6 +28,9 @@ Decode = Callable[[Tensor, Prompts], Tensor]
 
 Region = tuple[slice, slice, slice]
 Compatibility = Literal["published"]
+OVERLAP = 0.5
+ROUNDING = 1e-6  # 2.0000001 voxels are two
+NO_MASK = "zooming takes no earlier mask; decode with it at the model's grid, or leave it out"
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class Window:
 class Reflection(Protocol):
     """How a prompt on the shrunk volume is carried over to the full one; two ways follow."""
 
-    def region(self, seen: Tensor) -> Region | None:
-        """Where to look closer, given the mask of the first glance."""
+    def region(self, found: Tensor | None) -> Region | None:
+        """Where to look closer, given the box ``(6,)`` around the first glance, corners inclusive; None: nothing."""
 
     def prompt(self, window: Window) -> Prompts | None:
         """What to ask in a window; None: nothing."""
@@ -68,31 +71,29 @@ class ExactReflection:
 
     Text goes to every window, a point to those it lies in. A box, the user's own where one window holds everything,
     else the one around the first glance, goes where there is one. A window that nothing is asked about keeps the
-    first glance.
+    first glance. The prompt is placed on the full volume (`enlarged`), and a voxel of the first glance is ``scale`` of
+    that volume's.
     """
 
-    def __init__(self, prompt: Prompts, shape: Sides, window: Sides) -> None:
+    def __init__(self, prompt: Prompts, shape: Sides, window: Sides, scale: Sequence[float]) -> None:
         if prompt.mask is not None:
-            raise ValueError("zooming takes no earlier mask; decode with it at the model's grid, or leave it out")
+            raise ValueError(NO_MASK)
         self._text, self._shape, self._window = prompt.text, shape, window
-        scale = torch.tensor(shape) / torch.tensor(window)
-        self._blur = [math.ceil(whole / side) for whole, side in zip(shape, window, strict=True)]
+        self._blur = [math.ceil(side - ROUNDING) for side in scale]
         self._points = self._labels = self._box = None
         if prompt.points is not None and prompt.point_labels is not None:
             real = prompt.point_labels[0].cpu() != PADDING
-            self._points = (prompt.points[0].cpu().float()[real] + 0.5) * scale - 0.5
+            self._points = prompt.points[0].cpu().float()[real]
             self._labels = prompt.point_labels[0].cpu()[real]
         if prompt.boxes is not None:
-            low, high = prompt.boxes[0].cpu().float().view(2, 3)
-            self._box = torch.stack([low * scale, (high + 1) * scale - 1])
+            self._box = prompt.boxes[0].cpu().float().view(2, 3)
         self._geometric = self._points is not None or self._box is not None
 
-    def region(self, seen: Tensor) -> Region | None:
+    def region(self, found: Tensor | None) -> Region | None:
         """The box around the first glance and what was pointed at, grown to a window where the volume allows.
 
         One voxel of the first glance is added on every side: its edges are no sharper than that.
         """
-        found = box_of(seen)
         corners = [] if found is None else [found.cpu().view(2, 3)]
         if self._box is not None:
             corners.append(self._box.round())
@@ -154,9 +155,8 @@ class PublishedReflection:
             drawn[_slices((int(a), int(b) + 1) for a, b in zip(low, high, strict=True))] = 1
         self._map = F.interpolate(drawn[None, None], size=shape, mode="nearest")[0, 0] > 0
 
-    def region(self, seen: Tensor) -> Region | None:
+    def region(self, found: Tensor | None) -> Region | None:
         """The box around the first glance, grown by half of what it lacks on either side, cut at the borders."""
-        found = box_of(seen)
         if found is None:
             return None
         low, high = found.long().tolist()[:3], found.long().tolist()[3:]
@@ -183,6 +183,19 @@ class PublishedReflection:
         return Prompts(**asked).to(device)
 
 
+def enlarged(prompts: Prompts, scale: Sequence[float]) -> Prompts:
+    """Prompts on a shrunk volume, placed on the full one, of which one voxel there is ``scale``."""
+    if prompts.mask is not None:
+        raise ValueError(NO_MASK)
+    by, points, boxes = torch.tensor(scale), None, None
+    if prompts.points is not None:
+        points = (prompts.points.cpu().float() + 0.5) * by - 0.5
+    if prompts.boxes is not None:
+        low, high = prompts.boxes.cpu().float().split(3, dim=1)
+        boxes = torch.cat([low * by, (high + 1) * by - 1], dim=1)
+    return replace(prompts, points=points, boxes=boxes)
+
+
 def zoom(
     volume: Tensor,
     prompts: Prompts,
@@ -190,7 +203,7 @@ def zoom(
     *,
     window: Sides,
     overview: Tensor | None = None,
-    overlap: float = 0.5,
+    overlap: float = OVERLAP,
     compatibility: Compatibility | None = None,
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
@@ -209,73 +222,95 @@ def zoom(
     if compatibility not in (None, "published"):
         raise ValueError(f"compatibility={compatibility!r} must be 'published' or None")
     shape = (volume.shape[0], volume.shape[1], volume.shape[2])
+    scale = [whole / side for whole, side in zip(shape, window, strict=True)]
     reflections: list[Reflection] = [
         PublishedReflection(prompts[p : p + 1], shape, window, generator)
         if compatibility == "published"
-        else ExactReflection(prompts[p : p + 1], shape, window)
+        else ExactReflection(enlarged(prompts[p : p + 1], scale), shape, window, scale)
         for p in range(len(prompts))
     ]
-    look = _Look(volume, decode, window, overlap, torch.device(device or volume.device))
+    closer = Closer(decode, window, overlap, torch.device(device or volume.device))
     shrink, enlarge = ("nearest-exact", "nearest") if compatibility == "published" else ("trilinear", "trilinear")
     if overview is None:
         overview = F.interpolate(volume[None, None].float(), size=window, mode=shrink)[0, 0]
-    return _answers(look, prompts, reflections, overview, enlarge)
+    return _answers(volume, closer, prompts, reflections, overview, enlarge)
 
 
 @torch.no_grad()
 def _answers(
-    look: _Look, prompts: Prompts, reflections: Sequence[Reflection], overview: Tensor, enlarge: str
+    volume: Tensor,
+    closer: Closer,
+    prompts: Prompts,
+    reflections: Sequence[Reflection],
+    overview: Tensor,
+    enlarge: str,
 ) -> Iterator[Zoomed]:
     if not reflections:
         return
-    for glance, reflection in zip(look.once(overview, prompts), reflections, strict=True):
-        coarse = F.interpolate(glance[None].float(), size=tuple(look.volume.shape), mode=enlarge)[0, 0]
-        region = reflection.region(coarse > 0)
+    for glance, reflection in zip(closer.glance(overview, prompts), reflections, strict=True):
+        seen = glance[None].to(volume.device).float()
+        coarse = F.interpolate(seen, size=tuple(volume.shape), mode=enlarge)[0, 0]
+        region = reflection.region(box_of(coarse > 0))
         if region is None:
             yield Zoomed(coarse, coarse, None)
             continue
         logits = coarse.clone()
-        logits[region] = look.closer(region, coarse[region], reflection)
+        logits[region] = closer.look(region, volume[region], coarse[region], reflection)
         yield Zoomed(logits, coarse, region)
 
 
 @dataclass(frozen=True)
-class _Look:
-    """A volume, and who answers about it."""
+class Closer:
+    """Who answers about windows, and how they lie: each overlaps the next by ``overlap`` of its side.
 
-    volume: Tensor
+    ``each`` is told of every window that was answered.
+    """
+
     decode: Decode
     window: Sides
-    overlap: float
-    device: torch.device
+    overlap: float = OVERLAP
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    each: Callable[[], object] = lambda: None
 
-    def once(self, overview: Tensor, prompts: Prompts) -> Tensor:
+    def glance(self, overview: Tensor, prompts: Prompts) -> Tensor:
         """Ask everything about the shrunk volume: ``(d, h, w) -> (P, 1, d, h, w)``."""
         answers = self.decode(overview[None, None].to(self.device), prompts.to(self.device))
-        return self._checked(answers, len(prompts)).to(self.volume.device)
+        return self._checked(answers, len(prompts))
 
-    def closer(self, region: Region, coarse: Tensor, reflection: Reflection) -> Tensor:
-        """Ask one thing in overlapping windows of a region, each weighing the same: logits of the region's shape."""
+    def num_windows(self, region: Region) -> int:
+        """How many windows `look` asks about."""
+        count = 1
+        for part, side in zip(region, self.window, strict=True):
+            beyond = max(part.stop - part.start - side, 0)
+            count *= 1 + math.ceil(beyond / (int(side * (1 - self.overlap)) or 1))
+        return count
+
+    @torch.no_grad()
+    def look(self, region: Region, image: Tensor, seen: Tensor, reflection: Reflection) -> Tensor:
+        """Ask one thing in overlapping windows of a region, each weighing the same: logits of the region's shape.
+
+        ``image`` is the volume there, ``seen`` the logits of the first glance.
+        """
         from monai.inferers.utils import sliding_window_inference  # here, because importing monai takes seconds
 
-        image, pad = _padded(self.volume[region].float(), self.window)
-        first, _ = _padded(coarse, self.window)
-        alone = tuple(image.shape) == tuple(self.window)
+        padded, pad = _padded(image.float(), self.window)
+        first, _ = _padded(seen, self.window)
+        alone = tuple(padded.shape) == tuple(self.window)
 
         def answer(shown: Tensor, places: list[list[slice]]) -> Tensor:
             place = (places[0][2], places[0][3], places[0][4])
-            seen = first[place].to(self.device)
-            asked = reflection.prompt(Window(region, pad, place, seen > 0, alone))
-            if asked is None:
-                return seen[None, None].clone()
-            return self._checked(self.decode(shown, asked), 1).float()
+            here = first[place].to(self.device)
+            asked = reflection.prompt(Window(region, pad, place, here > 0, alone))
+            said = here[None, None].clone() if asked is None else self._checked(self.decode(shown, asked), 1).float()
+            self.each()
+            return said
 
         options: dict[str, Any] = {"overlap": self.overlap, "mode": "constant", "with_coord": True}
         stitched = sliding_window_inference(
-            image[None, None], self.window, 1, answer, sw_device=self.device, device=self.volume.device, **options
+            padded[None, None], self.window, 1, answer, sw_device=self.device, device=image.device, **options
         )
         assert isinstance(stitched, Tensor)
-        return stitched[0, 0][_slices((a, a + side) for a, side in zip(pad, coarse.shape, strict=True))]
+        return stitched[0, 0][_slices((a, a + side) for a, side in zip(pad, seen.shape, strict=True))]
 
     def _checked(self, logits: Tensor, num_prompts: int) -> Tensor:
         expected = (num_prompts, 1, *self.window)

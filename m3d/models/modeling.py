@@ -244,6 +244,23 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         features.seg_tokens, features.seg_detail = seen.tokens, seen.detail
         return features
 
+    def draw_on(self, pixel_values: Tensor, prompts: Prompts) -> Tensor:
+        """Draw P masks on one volume ``(1, 1, D, H, W)`` that nobody speaks of: ``(P, 1, D, H, W)`` logits.
+
+        Raises:
+            ValueError: The model has no mask head.
+        """
+        if self.seg_head is None:
+            raise ValueError(NO_HEAD)
+        pixel_values = pixel_values.to(self.vision_tower.norm.weight.dtype)
+        if self.seg_head.image_encoder is not None:
+            seen = self.seg_head.encode(pixel_values)
+        else:
+            tower = self.vision_tower.look(pixel_values)
+            seen = self.seg_head.features(self.vision_tower.without_cls(tower.tokens), tower.detail)
+        drawn: Tensor = self.seg_head.decode(seen, prompts)
+        return drawn
+
     # -- drawing --------------------------------------------------------------------------------------------------
 
     def seg_prompts(self, hidden: Tensor, where: SegTokens) -> Tensor:
