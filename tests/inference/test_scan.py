@@ -13,10 +13,11 @@ import m3d
 from data_prep.boxes import Box
 from data_prep.volume import BadScan, Volume
 from data_prep.write import write_volume
+from m3d.inference import talking
 from m3d.inference.checkpoints import resolve
 from m3d.inference.measuring import plain_words
 from m3d.inference.results import FoundMeasure
-from m3d.inference.scan import _written
+from m3d.inference.talking import _written
 from m3d.models.box_head import number_reader
 from m3d.models.processing import encode_exchange
 from m3d.tasks.evidence import Asking, value_words
@@ -162,8 +163,8 @@ def test_an_answer_rests_on_what_was_measured_of_its_own_masks(scan, truth):
 def test_the_model_reads_the_values_that_were_measured(scan, monkeypatch):
     """Every word of its own is the one that it finds likeliest behind all before it, read without a cache."""
     read = []
-    states = type(scan)._states
-    monkeypatch.setattr(type(scan), "_states", lambda self, ids, asked: (read.append(ids), states(self, ids, asked))[1])
+    states = talking._states
+    monkeypatch.setattr(talking, "_states", lambda scan, ids, asked: (read.append(ids), states(scan, ids, asked))[1])
     found, model, tokenizer = scan.ask("How large is it?"), scan.model, scan.processor.tokenizer
     ids = read[-1]
     asked = len(tokenizer(scan.processor.write("How large is it?"))["input_ids"])
@@ -197,13 +198,13 @@ def test_a_blinded_scan_measures_what_it_drew_itself(scan):
 
 
 def test_what_shows_nothing_is_not_measured(scan, monkeypatch):
-    draw = type(scan)._draw
+    draw = talking.draw
 
-    def nothing(self, names, text, geometry, **kept):
-        masks, notes = draw(self, names, text, geometry, **kept)
+    def nothing(scan, names, text, geometry, **kept):
+        masks, notes = draw(scan, names, text, geometry, **kept)
         return tuple(dataclasses.replace(mask, array=np.zeros_like(mask.array)) for mask in masks), notes
 
-    monkeypatch.setattr(type(scan), "_draw", nothing)
+    monkeypatch.setattr(talking, "draw", nothing)
     found = scan.ask("How large is it?")
     assert [one.value for one in found.measured] == [None] * len(found.measured)
     assert str(found.measured[0]) == "block: volume not seen"

@@ -13,6 +13,7 @@ import m3d
 from data_prep.boxes import Box
 from data_prep.preprocess import Foreground, MinMax, Preprocess
 from data_prep.volume import Volume
+from m3d.inference import talking
 from m3d.inference.prompting import as_prompts, slice_box, spread, unseen
 from m3d.inference.scan import Scan
 
@@ -261,8 +262,8 @@ def test_spreading_goes_by_mm_and_begins_in_the_middle():
 
 
 def test_a_name_is_asked_for_once(scan, truth, asked, monkeypatch):
-    spoken, speak = [], type(scan)._speak
-    monkeypatch.setattr(type(scan), "_speak", lambda self, *said: (spoken.append(said), speak(self, *said))[1])
+    spoken, speak = [], talking.speak_all
+    monkeypatch.setattr(talking, "speak_all", lambda scan, *said: (spoken.append(said), speak(scan, *said))[1])
     session = scan.session()
     block = session.object("block")
     assert dice(block.add_name().array, truth) > 0.8  # its label, where no name is given

@@ -1,0 +1,94 @@
+"""Drawing on a scan: what prompts the mask head goes in, and masks and boxes on the scan's own voxels come out.
+
+Every mask of a `Scan` is made by `draw`, and every one of them by `found_mask` from its logits.
+"""
+
+# M = masks, C = width of the mask head, (d, h, w) = the model's grid
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data_prep.boxes import Box, to_mm, to_voxel
+from data_prep.preprocess import Prepared
+from m3d.inference.prompting import Point, as_prompts, place_box, place_points, refuse_contradictions
+from m3d.inference.results import FoundBox, FoundMask
+from segvol_head import Prompts
+
+if TYPE_CHECKING:
+    from m3d.inference.scan import Scan
+
+__all__ = ["draw", "found_box", "found_mask", "geometry_prompts"]
+
+OUTSIDE = -30.0
+"""The logit of what the model's grid leaves out of the scan."""
+
+
+@torch.inference_mode()
+def draw(
+    scan: Scan, names: Sequence[str], text: Tensor | None, geometry: Prompts | None, *, keep_logits: bool = False
+) -> tuple[tuple[FoundMask, ...], tuple[str, ...]]:
+    """The named masks of what ``text`` says, ``(M, C)``, of ``geometry`` or of both, and what to beware of.
+
+    ``geometry`` is one prompt, on the model's grid, for all. Nothing prompted draws nothing.
+    """
+    count = len(text) if text is not None else int(geometry is not None)
+    if not count:
+        return (), ()
+    owner = torch.zeros(count, dtype=torch.long, device=scan.model.device)
+    if geometry is not None:
+        geometry = geometry[owner].to(scan.model.device)
+    logits = scan.model.draw(scan.features, text=text, volume_index=owner, prompts=geometry)
+    masks, notes = [], []
+    for number, name in enumerate(names):
+        own = logits[number, 0].float().cpu().numpy()
+        mask = found_mask(scan.prepared, own, name or f"mask {number + 1}")
+        masks.append(replace(mask, logits=own) if keep_logits else mask)
+        if not mask.array.any():
+            notes.append(f"the mask of {mask.name!r} is empty: the model sees none of it")
+    return tuple(masks), tuple(notes)
+
+
+def found_mask(prepared: Prepared, logits: npt.NDArray[np.float32], name: str) -> FoundMask:
+    """A mask on the scan, of logits ``(d, h, w)`` on the grid that it was prepared to.
+
+    Logits are brought back, not a mask: the edge is then found at the scan's own resolution.
+    """
+    on_scan = prepared.to_scan(logits, order=1, fill=OUTSIDE)
+    inside = on_scan > 0
+    probability = 1 / (1 + np.exp(-on_scan[inside] if inside.any() else -on_scan.max()))
+    return FoundMask(
+        name=name,
+        array=inside,
+        score=float(probability.mean()),
+        volume_ml=float(inside.sum() * prepared.source.voxel_ml),
+    )
+
+
+def found_box(prepared: Prepared, box: Box, name: str) -> FoundBox:
+    """A normalised box of the grid, clipped to the scan's voxels."""
+    volume, on_scan = prepared.source, prepared.box_to_scan(to_voxel(box, prepared.shape))
+    lo = [float(min(max(side, 0), limit)) for side, limit in zip(on_scan.lo, volume.shape, strict=True)]
+    hi = [float(min(max(side, 0), limit)) for side, limit in zip(on_scan.hi, volume.shape, strict=True)]
+    voxel = replace(on_scan, lo=tuple(lo), hi=tuple(hi))
+    return FoundBox(name=name, voxel=voxel, mm=to_mm(voxel, volume.affine))
+
+
+def geometry_prompts(prepared: Prepared, points: Sequence[Point], box: Box | None) -> Prompts | None:
+    """Points and a box on the scan as one prompt on the grid; None where there is neither.
+
+    Raises:
+        ValueError: One lies outside the scan, or they contradict each other.
+    """
+    volume = prepared.source
+    placed = [(place_points([at], volume)[0], label) for at, label in points]
+    framed = None if box is None else place_box(box, volume)
+    refuse_contradictions(placed, framed)
+    return as_prompts(prepared, placed, framed)

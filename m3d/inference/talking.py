@@ -1,0 +1,229 @@
+"""Talking about a scan: prompts go in; out come words, what was measured, and what ``[SEG]`` tells the mask head."""
+
+# M = masks, T = tokens, E = language width, C = width of the mask head
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_prep.boxes import Box
+from data_prep.case import Unit
+from data_prep.derived.measures import MEASURES
+from data_prep.preprocess import Window
+from m3d.inference.drawing import draw
+from m3d.inference.measuring import measured_on, plain_words, speak
+from m3d.inference.results import FoundMask, FoundMeasure
+from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
+from m3d.models.box_head import read_boxes
+from m3d.models.processing import BOX_END, BOX_START, IGNORED, SEG_TOKEN, encode_exchange
+from m3d.models.seg_token import find_seg_tokens
+from m3d.tasks.base import Phrases
+from m3d.tasks.codecs import Frac3
+from m3d.tasks.evidence import Asking, answer_of, value_words
+from m3d.tasks.segmentation import named_masks
+
+if TYPE_CHECKING:
+    from m3d.inference.scan import Scan
+
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "NoMask",
+    "Spoken",
+    "asked_to_draw",
+    "encode",
+    "log_likelihoods",
+    "speak_all",
+    "stripped",
+]
+
+MAX_NEW_TOKENS = 512
+
+
+class NoMask(ValueError):
+    """The model was asked to draw and answered without ``[SEG]``."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """An answer: its words, and for each ``[SEG]`` in them what it tells the mask head, ``(M, C)``.
+
+    Where the model has a box head, the digits of boxes are written from it. ``measured`` and ``masks`` are the evidence
+    that it gave first, as it said it in ``evidence``; ``notes`` are what to beware of.
+    """
+
+    text: str
+    prompts: Tensor | None
+    evidence: str = ""
+    measured: tuple[FoundMeasure, ...] = ()
+    masks: tuple[FoundMask, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@torch.inference_mode()
+def encode(
+    model: M3DForConditionalGeneration, processor: M3DProcessor, pixels: Tensor
+) -> tuple[M3DVolumeFeatures, Any]:
+    """Features of one volume ``(1, D, H, W)``, and the language model's cache after reading them."""
+    features = model.get_image_features(pixels[None].to(model.device))
+    ids = _prefix_ids(model, processor)
+    out = model(input_ids=ids, mm_encoder_outputs={"image": features}, use_cache=True, logits_to_keep=1)
+    return features, out.past_key_values
+
+
+def _prefix_ids(model: M3DForConditionalGeneration, processor: M3DProcessor) -> Tensor:
+    """The tokens that every prompt about one volume begins with: BOS, where the tokenizer has one, and the volume."""
+    ids = processor.tokenizer(processor.write(""), return_tensors="pt")["input_ids"][0]
+    last = int((ids == model.config.image_token_id).nonzero()[-1])
+    prefix: Tensor = ids[None, : last + 1].to(model.device)
+    return prefix
+
+
+@torch.inference_mode()
+def speak_all(scan: Scan, prompts: Sequence[str], max_new_tokens: int) -> list[Spoken]:
+    """What the model says to each prompt, all asked at once."""
+    model, tokenizer = scan.model, scan.processor.tokenizer
+    written = [scan.processor.write(prompt) for prompt in prompts]
+    ids = [torch.tensor(tokenizer(text)["input_ids"], device=model.device) for text in written]
+    told = [_Evidence(scan, len(some)) for some in ids]
+    sequences = speak(
+        model,
+        tokenizer,
+        ids,
+        measured=lambda number, wanted, sequence: told[number].value(wanted, sequence[None]),
+        max_new_tokens=max_new_tokens,
+        past=scan.prefix,
+    )
+    return [
+        _heard(sequence[None], evidence, max_new_tokens) for sequence, evidence in zip(sequences, told, strict=True)
+    ]
+
+
+def asked_to_draw(scan: Scan, name: str) -> tuple[str, Spoken, list[str]]:
+    """The prompt for a name, what was said to it, and the names of its masks, of which one is that name.
+
+    Raises:
+        NoMask: The model answered the name without drawing, or would draw something else.
+        ValueError: The name is empty.
+    """
+    asked = stripped(name)
+    prompt = Phrases()("seg.sem", "prompt", names=f"the {asked}")
+    (spoken,) = speak_all(scan, [prompt], MAX_NEW_TOKENS)
+    if spoken.prompts is None:
+        raise NoMask(f"no mask of {name!r}: the model answered {spoken.text!r} without [SEG]")
+    # "Sure, it is [SEG]." names nothing: that mask is what was asked for.
+    names = [said or asked for said in named_masks(spoken.text)]
+    if asked.lower() not in [said.lower() for said in names]:
+        drawn = ", ".join(map(repr, names))
+        raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
+    return prompt, spoken, names
+
+
+def stripped(name: str) -> str:
+    """A structure's name without the space around it.
+
+    Raises:
+        ValueError: It is empty.
+    """
+    if not name.strip():
+        raise ValueError("the name is empty; name a structure, such as 'mandible'")
+    return name.strip()
+
+
+@torch.inference_mode()
+def log_likelihoods(scan: Scan, prompt: str, answers: Sequence[str]) -> tuple[float, ...]:
+    """See `Scan.log_likelihoods`."""
+    if not answers:
+        raise ValueError("no answers to judge: give at least one")
+    model, processor = scan.model, scan.processor
+    rows = [encode_exchange(processor.tokenizer, processor.write(prompt), answer) for answer in answers]
+    read, longest = scan.prefix.get_seq_length(), max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows], device=model.device)
+    labels = torch.tensor([some + [IGNORED] * (longest - len(some)) for _, some in rows], device=model.device)
+    prefix = copy.deepcopy(scan.prefix)
+    prefix.batch_repeat_interleave(len(rows))
+    logits = model(input_ids=ids[:, read:], past_key_values=prefix).logits[:, :-1]
+    following = labels[:, read + 1 :]
+    lost = F.cross_entropy(logits.flatten(0, 1).float(), following.flatten(), ignore_index=IGNORED, reduction="none")
+    return tuple((-lost.view(following.shape).sum(dim=1)).tolist())
+
+
+class _Evidence:
+    """What one answer asks for while it is said: drawn, measured, and kept."""
+
+    def __init__(self, scan: Scan, asked: int) -> None:
+        self.scan, self.asked = scan, asked
+        self.found: list[FoundMeasure] = []
+        self.drawn: dict[str, FoundMask] = {}
+        self.notes: list[str] = []
+
+    def value(self, wanted: Asking, sequence: Tensor) -> str:
+        """Measure on the masks that the answer has drawn, ``(1, T)``; a name means one mask in an answer."""
+        scan = self.scan
+        if any(name not in self.drawn for name in wanted.names):
+            prompts = _prompts(scan, *_states(scan, sequence, self.asked))
+            last = None if prompts is None else prompts[-len(wanted.names) :]
+            masks, said = draw(scan, wanted.names, last, None)
+            for mask in masks:
+                self.drawn.setdefault(mask.name, mask)
+            self.notes.extend(said)
+        unit: Unit = "HU" if isinstance(scan.processor.preprocess.intensity, Window) else "arbitrary"
+        arrays = {name: mask.array for name, mask in self.drawn.items()}
+        value = measured_on(scan.volume, arrays, wanted, unit=unit)
+        self.found.append(FoundMeasure(wanted.measure, wanted.names, value, MEASURES[wanted.measure].unit))
+        return value_words(wanted, value)
+
+
+def _heard(sequence: Tensor, told: _Evidence, max_new_tokens: int) -> Spoken:
+    """What an answer, ``(1, T)`` with its prompt, says and prompts."""
+    scan, asked = told.scan, told.asked
+    model, tokenizer = scan.model, scan.processor.tokenizer
+    answer, notes = sequence[0, asked:], list(told.notes)
+    text, prompts, evidence = plain_words(tokenizer, answer.tolist()), None, ""
+    boxed = model.box_head is not None and bool((answer == model.config.box_start_token_id).any())
+    if boxed or bool((answer == model.config.seg_token_id).any()):
+        states, said = _states(scan, sequence, asked)
+        prompts = _prompts(scan, states, said)
+        if boxed:
+            assert model.box_head is not None
+            text = _written(text, read_boxes(model.box_head, states[said == model.config.box_start_token_id]))
+    if told.found:
+        evidence, text = answer_of(text)
+        prompts = None if prompts is None else prompts[evidence.count(SEG_TOKEN) :]
+        prompts = prompts if prompts is not None and len(prompts) and text else None
+        if not text:
+            notes.append(f"the answer was broken off at {max_new_tokens} tokens, before it was given; ask for more")
+    return Spoken(text, prompts, evidence, tuple(told.found), tuple(told.drawn.values()), tuple(dict.fromkeys(notes)))
+
+
+def _states(scan: Scan, sequence: Tensor, asked: int) -> tuple[Tensor, Tensor]:
+    """Last states behind the volume, ``(1, T, E)``, and the tokens there that are the model's own, else -1."""
+    read = scan.prefix.get_seq_length()
+    rest = sequence[:, read:]
+    past = copy.deepcopy(scan.prefix)
+    out = scan.model(input_ids=rest, past_key_values=past, output_hidden_states=True, logits_to_keep=1)
+    said = rest.clone()
+    said[:, : asked - read] = -1  # a [SEG] that the user typed draws nothing
+    return out.hidden_states[-1], said
+
+
+def _prompts(scan: Scan, states: Tensor, said: Tensor) -> Tensor | None:
+    """What each ``[SEG]`` tells the mask head; None where there is none, or no head."""
+    where = find_seg_tokens(said, scan.model.config.seg_token_id)
+    return scan.model.seg_prompts(states, where) if len(where) and scan.model.seg_head is not None else None
+
+
+def _written(text: str, boxes: Tensor) -> str:
+    """An answer whose boxes have the digits of ``boxes`` (N, 6), in order; one that was not ended stays as it is."""
+    before, *begun = text.split(BOX_START)
+    for number, (rest, box) in enumerate(zip(begun, boxes.tolist(), strict=True)):
+        lo, hi = (tuple(map(side, box[:3], box[3:])) for side in (min, max))
+        _, ended, after = rest.partition(BOX_END)
+        begun[number] = Frac3().encode(Box(lo, hi, "norm")) + after if ended else BOX_START + rest
+    return before + "".join(begun)
