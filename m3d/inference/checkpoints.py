@@ -1,10 +1,13 @@
 """What a checkpoint folder is and where the bundled ones are; nothing here imports torch."""
 
+import hashlib
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 NEEDED = ("config.json", "preprocess.json", "tokenizer.json")
+SAMPLE = 1 << 20
 
 
 def bundled() -> list[str]:
@@ -39,3 +42,25 @@ def resolve(name_or_path: str | Path) -> Path:
     if missing:
         raise FileNotFoundError(f"{folder} is not a whole M3D checkpoint: {', '.join(missing)} missing")
     return folder
+
+
+def sampled_weights(folder: Path) -> Iterator[bytes]:
+    """What tells weights from others: names and sizes of their files, headers, first and last megabyte.
+
+    Whole weights of a large model take minutes to read; two trainings differ in every megabyte.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        yield f"{path.name} {size}".encode()
+        with path.open("rb") as file:
+            yield file.read(SAMPLE)
+            file.seek(max(0, size - SAMPLE))
+            yield file.read(SAMPLE)
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 of the `sampled_weights` of a checkpoint folder."""
+    digest = hashlib.sha256()
+    for sample in sampled_weights(folder):
+        digest.update(sample)
+    return digest.hexdigest()

@@ -26,6 +26,7 @@ import yaml
 from data_prep.atomic import atomic_path
 from data_prep.store import Store
 from m3d.config import load_config
+from m3d.inference.checkpoints import sampled_weights
 from m3d.recipes.registry import recipe
 
 MANIFEST, RECIPE, BEGUN, FORMAT = "manifest.json", "recipe.yaml", "begun.json", "m3d.checkpoint/1"
@@ -33,7 +34,6 @@ PACKAGES = ("torch", "transformers", "peft", "monai", "numpy", "safetensors", "d
 FREE_TO_CHANGE = ("lr", "lr_by_part", "clip", "explode", "micro_batch", "save_every", "eval_every")
 """Of ``optim``: a run that was stopped goes on with others, as `FloatingPointError` and the dry run advise."""
 OF_THE_MACHINE = ("output", "root", "engine", "device", "workers", "log_every", "keep", "cache_gib")
-SAMPLE = 1 << 20
 
 
 def model_folder(path: Path | str) -> Path:
@@ -115,19 +115,11 @@ def data_facts(stores: Iterable[str | Path]) -> list[dict[str, Any]]:
 
 
 def fingerprint(folder: Path | str) -> str:
-    """SHA-256 of a checkpoint's config, and of its weights' sizes, headers, first and last megabyte.
-
-    Whole weights of a large model take minutes to read; two trainings differ in every megabyte.
-    """
+    """SHA-256 of a checkpoint's config, and of its `sampled_weights`."""
     folder, digest = model_folder(folder), hashlib.sha256()
     digest.update((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(SAMPLE))
-            file.seek(max(0, size - SAMPLE))
-            digest.update(file.read(SAMPLE))
+    for sample in sampled_weights(folder):
+        digest.update(sample)
     return digest.hexdigest()
 
 
