@@ -27,6 +27,7 @@ __all__ = [
     "ScanFrame",
     "as_prompts",
     "in_words",
+    "mask_logits",
     "place_box",
     "place_points",
     "refuse_contradictions",
@@ -39,6 +40,8 @@ Place = tuple[float, float, float]
 Point = tuple[Place, int]
 ScanFrame = Literal["voxel", "mm"]
 DIGITS = 6  # of a voxel: what is left of the rounding of an affine and its inverse is cut off
+INSIDE, OUTSIDE = 8.0, -16.0
+"""Logits of a mask that is given, which are about those of the head's own answers."""
 
 
 def place_points(
@@ -176,6 +179,18 @@ def as_prompts(way: Way, points: Sequence[Point], box: Box | None, *, mask: Tens
     if mask is not None:
         given["mask"] = mask[None, None]
     return Prompts(**given) if given else None
+
+
+def mask_logits(way: Way, mask: npt.NDArray[np.bool_]) -> Tensor:
+    """A mask on the scan, ``(D, H, W)``, as logits on the grid.
+
+    Raises:
+        ValueError: Nothing of it is left there.
+    """
+    on_grid = way.mask_to_grid(mask)
+    if not on_grid.any():
+        raise ValueError("nothing of the mask is left on the model's coarser grid; give a point in it instead")
+    return torch.from_numpy(np.where(on_grid, np.float32(INSIDE), np.float32(OUTSIDE)))
 
 
 def unseen(way: Way, at: Place) -> bool:

@@ -32,6 +32,7 @@ from m3d.inference.prompting import (
     ScanFrame,
     as_prompts,
     in_words,
+    mask_logits,
     place_box,
     place_points,
     refuse_contradictions,
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 __all__ = ["Given", "Refined", "Session", "SessionObject"]
 
 SCRIBBLE_POINTS = 5
-INSIDE, OUTSIDE = 8.0, -16.0
-"""Logits of a mask that is given, which are about those of the head's own answers."""
 
 
 class Session:
@@ -310,10 +309,7 @@ class SessionObject:
             raise ValueError("the mask has other values than 0 and 1; of a label map give one label, as labels == 3")
         if not given.any():
             raise ValueError("the mask is empty; leave it out, or reset the object to begin anew")
-        on_grid = scan.prepared.mask_to_grid(given.astype(bool))
-        if not on_grid.any():
-            raise ValueError("nothing of the mask is left on the model's coarser grid; give a point in it instead")
-        return torch.from_numpy(np.where(on_grid, np.float32(INSIDE), np.float32(OUTSIDE)))
+        return mask_logits(scan.prepared, given.astype(bool))
 
 
 _NO_MASK_PROMPT = "has not learned to use an earlier mask (seg_config.mask_prompt)"
