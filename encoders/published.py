@@ -1,5 +1,7 @@
 """From the released M3D-CLIP's parameter names to ours: a pure renaming, MONAI's leftovers dropped."""
 
+from __future__ import annotations
+
 import re
 
 from torch import Tensor
@@ -20,13 +22,16 @@ LEFTOVERS = re.compile(
 )
 
 
+def new_name(key: str) -> str | None:
+    """Our name of a released ViT's or M3D-CLIP's parameter; None for a leftover that nothing calls."""
+    if LEFTOVERS.search(key):
+        return None
+    for pattern, replacement in RENAMED:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
 def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename the keys of a released ViT or M3D-CLIP state dict; values are the same tensors."""
-    renamed = {}
-    for key, value in state.items():
-        if LEFTOVERS.search(key):
-            continue
-        for pattern, replacement in RENAMED:
-            key = re.sub(pattern, replacement, key)
-        renamed[key] = value
-    return renamed
+    named = ((new_name(key), value) for key, value in state.items())
+    return {name: value for name, value in named if name is not None}

@@ -6,7 +6,7 @@ Part of m3d-lamed; import through `m3d`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -48,24 +48,46 @@ def published_segvol(image_encoder: nn.Module | None) -> SegVol:
     return SegVol(image_encoder, prompts, decoder, image_size=size)
 
 
+def prefix_of(keys: Iterable[str]) -> str:
+    """What stands before every key of a release: ``model.``, ``module.`` or nothing.
+
+    Raises:
+        ValueError: These are no SegVol weights.
+    """
+    landmark = next((key for key in keys if key.endswith(LANDMARK)), None)
+    if landmark is None:
+        raise ValueError(f"these are not SegVol weights: no key ends with {LANDMARK!r}")
+    return landmark.removesuffix(LANDMARK)
+
+
+def new_name(name: str) -> str | None:
+    """Our name of a released parameter, its prefix taken off; None for a part that could never run.
+
+    Raises:
+        ValueError: It is no parameter of SegVol.
+    """
+    if DEAD.match(name):
+        return None
+    if not KNOWN.match(name):
+        raise ValueError(f"{name!r} is no parameter of SegVol")
+    return name.replace("patch_embeddings.1.", "projection.")
+
+
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Released SegVol weights under our names, without the parts that could never run.
 
     Every key must be known: the reference dropped strangers in silence, and with them whole files.
+
+    Raises:
+        ValueError: A key does not belong to SegVol.
     """
-    landmark = next((key for key in state_dict if key.endswith(LANDMARK)), None)
-    if landmark is None:
-        raise ValueError(f"these are not SegVol weights: no key ends with {LANDMARK!r}")
-    prefix = landmark.removesuffix(LANDMARK)
-    strangers = [key for key in state_dict if not key.startswith(prefix)]
-    renamed = {}
+    prefix, renamed, strangers = prefix_of(state_dict), {}, []
     for key, value in state_dict.items():
         name = key.removeprefix(prefix)
-        if DEAD.match(name):
-            continue
-        if not KNOWN.match(name):
+        if not key.startswith(prefix) or not (KNOWN.match(name) or DEAD.match(name)):
             strangers.append(key)
-        renamed[name.replace("patch_embeddings.1.", "projection.")] = value
+        elif (ours := new_name(name)) is not None:
+            renamed[ours] = value
     if strangers:
         raise ValueError(f"{len(strangers)} keys do not belong to SegVol: {', '.join(sorted(set(strangers))[:8])}")
     return renamed
