@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -81,12 +81,16 @@ class Plan:
 class ZoomIn:
     """One scan under a grid that is ``zoom`` times finer than the model's, to draw masks on from closer.
 
+    ``place`` brings what was pointed at to that grid, beside what is said of each mask.
+
     Raises:
-        ValueError: ``zoom`` is no number above 1, or the model has no mask head.
+        ValueError: ``zoom`` is no number above 1.
     """
 
-    def __init__(self, model: M3DForConditionalGeneration, prepared: Prepared, zoom: Zoom) -> None:
-        self.model, self.prepared = model, prepared
+    def __init__(
+        self, model: M3DForConditionalGeneration, prepared: Prepared, zoom: Zoom, place: Place = lambda _: None
+    ) -> None:
+        self.model, self.prepared, self.place = model, prepared, place
         self.fine = prepared.finer(zoom_factor(zoom))
         both = zip(prepared.steps[2].axes, self.fine.steps[2].axes, strict=True)
         self.scale = tuple(coarse.step / fine.step for coarse, fine in both)
@@ -103,14 +107,14 @@ class ZoomIn:
         d, h, w = np.linalg.norm(matrix[:3, :3], axis=0).tolist()
         return d, h, w
 
-    def plan(self, glance: npt.NDArray[np.float32], *, text: Tensor | None, place: Place) -> Plan | None:
+    def plan(self, glance: npt.NDArray[np.float32], *, text: Tensor | None) -> Plan | None:
         """How to look closer at what a first glance, logits ``(G)``, shows and a prompt says; None where at nothing.
 
         ``text`` is ``(1, C)``.
         """
         window = self.prepared.shape
-        given = place(self.fine)
-        prompt = Prompts(text=text) if given is None else _with_text(given, text)
+        pointed = self.place(self.fine)
+        prompt = Prompts(text=text) if pointed is None else replace(pointed, text=text)
         reflection = ExactReflection(prompt, self.fine.shape, window, self.scale)
         region = reflection.region(self._enlarged(box_of(torch.from_numpy(glance > 0))))
         if region is None:
@@ -213,6 +217,3 @@ class ZoomIn:
         by = torch.tensor(self.scale)
         return torch.cat([(low * by).floor(), ((high + 1) * by).ceil() - 1])
 
-
-def _with_text(prompt: Prompts, text: Tensor | None) -> Prompts:
-    return Prompts(text=text, points=prompt.points, point_labels=prompt.point_labels, boxes=prompt.boxes)
