@@ -2,9 +2,10 @@
 
     python benchmarks/evidence.py --model NAME_OR_FOLDER STORE [--split validation] [--answers runs/accuracy/NAME.jsonl]
 
-``reading``: closed questions whose evidence is given with its true values, and with "not seen" in their place; the
-likeliest letter counts. ``measuring``: what was measured on the model's own masks, beside the truth, from the answers
-that `tiny_accuracy` keeps: the median ratio by measure and structure. Writes ``benchmarks/results/evidence_NAME.json``.
+``reading``: closed questions whose evidence is given with its true values, and with "not seen" in their place; what the
+model goes on to answer counts. ``measuring``: what was measured on the model's own masks, beside the truth, from the
+answers that `tiny_accuracy` keeps: the median ratio by measure and structure. Writes
+``benchmarks/results/evidence_NAME.json``.
 """
 
 import argparse
@@ -26,13 +27,15 @@ from m3d.recipes.checkpoints import fingerprint
 from m3d.tasks import TASKS, render
 from m3d.tasks.codecs import Frac3
 from m3d.tasks.evidence import ANSWER, measure_first
-from m3d.tasks.vqa import LETTERS
+from m3d.tasks.vqa import ClosedVQA
 from m3d.train.cases import TrainingCase, stored
+
+MOST_TOKENS = 48
 
 
 @torch.inference_mode()
 def read(model: m3d.M3D, case: TrainingCase) -> list[tuple[str, bool, bool]]:
-    """Family, and whether the right letter is the likeliest: with the true values, and where nothing is seen."""
+    """Family, and whether the right option is chosen: with the true values, and where nothing is seen."""
     network, processor = model.model, model.processor
     features = {"image": network.get_image_features(case.tensors()[0][None, None].to(network.device))}
     found = []
@@ -41,13 +44,17 @@ def read(model: m3d.M3D, case: TrainingCase) -> list[tuple[str, bool, bool]]:
         if record.task != "vqa.closed" or not evidence or options is None:
             continue
         said, right = render(TASKS, record, codec=Frac3()), []
-        letters = [processor.tokenizer(f" {letter}", add_special_tokens=False)["input_ids"][-1] for letter in LETTERS]
         for seen in (True, False):
-            answer = measure_first(said, evidence, seen=seen).answer
-            begun = f"{processor.write(said.prompt)} {answer[: answer.index(ANSWER) + len(ANSWER)]}"
+            first = measure_first(said, evidence, seen=seen)
+            begun = f"{processor.write(said.prompt)} {first.answer[: first.given[-1][1]]}"
             ids = processor.tokenizer(begun, return_tensors="pt")["input_ids"].to(network.device)
-            logits = network(input_ids=ids, mm_encoder_outputs=features, logits_to_keep=1).logits[0, -1]
-            right.append(int(logits[letters[: len(options)]].argmax()) == record.target.choice)
+            told = network.generate(
+                input_ids=ids, mm_encoder_outputs=features, max_new_tokens=MOST_TOKENS, do_sample=False
+            )
+            _, _, answer = processor.tokenizer.decode(told[0, ids.shape[1] :], skip_special_tokens=True).partition(
+                ANSWER
+            )
+            right.append(ClosedVQA().parse(answer, Frac3(), options=options) == record.target.choice)
         found.append((record.subtask or "", *right))
     return found
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 
-from data_prep.laterality import mirrored
 from data_prep.preprocess import Preprocess
 from m3d.models.clip import load_pair, vision_tower_of
 from m3d.models.config import M3DVisionConfig
@@ -24,7 +23,7 @@ from m3d.recipes.checkpoints import model_folder
 from m3d.recipes.talk import Judge, Sheet, StoresConfig, dataset, samples, train
 from m3d.train import engines
 from m3d.train.augment import Augment
-from m3d.train.data import Group, VolumeDataset
+from m3d.train.data import VolumeDataset, names_in
 from m3d.train.drawing import DrawByPrompts, MaskCollator, NameVectors, clip_vectors, language_vectors
 from m3d.train.engines import Engine
 from m3d.train.objective import LossWeights
@@ -149,12 +148,6 @@ def read_names(config: Names, names: Sequence[str]) -> NameVectors:
     language_model, tokenizer = load_language_model(model_folder(config.language_model))
     teach_tokens(language_model, tokenizer)
     return language_vectors(language_model.eval(), tokenizer, names, wordings=config.wordings)
-
-
-def names_in(groups: Sequence[Group]) -> list[str]:
-    """All names of structures, and those of the mirrored ones."""
-    names = {name for group in groups for case in group.cases for name in case.image.names.values()}
-    return sorted(names | {mirrored(name) for name in names})
 
 
 def save_segvol(folder: Path, model: PromptedSegVol, preprocess: Preprocess) -> None:

@@ -31,11 +31,20 @@ SPECIAL = ["<pad>", "<s>", "</s>"]
 
 @dataclass(frozen=True, kw_only=True)
 class TextsConfig(StoresConfig):
-    """And which texts: tasks by weight, ``exchanges`` of a case at a time."""
+    """And which texts: tasks by weight, ``exchanges`` of a case at a time.
+
+    Attributes:
+        measured: Share of the answers that stand behind the values that they rest on, where the record has evidence.
+        unseen: Share of these whose values are "not seen".
+        prompts: Whether prompts and values are learned too, or only what a model has to say.
+    """
 
     weights: dict[str, float] = field(default_factory=dict)
     exchanges: int = 8
     max_length: int = 512
+    measured: float = 0.0
+    unseen: float = 0.0
+    prompts: bool = True
 
     def __post_init__(self) -> None:
         """Refuse tasks that are none."""
@@ -89,13 +98,13 @@ class Config:
         return {}
 
 
-def read_texts(groups: Iterable[Group], weights: dict[str, float]) -> Iterator[str]:
+def read_texts(groups: Iterable[Group], weights: dict[str, float], measured: float = 0.0) -> Iterator[str]:
     """Texts of every case, as many as it has records, of tasks that have weight."""
     rng = random.Random(0)
     for case in (case for group in groups for case in group.cases):
         labels = torch.from_numpy(case.read()[1])
-        for prompt, answer in texts(case, labels, weights, len(case.entries), rng):
-            yield f"{prompt} {answer}"
+        for said in texts(case, labels, weights, len(case.entries), rng, measured=measured):
+            yield f"{said.prompt} {said.answer}"
 
 
 def train_tokenizer(read: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -126,11 +135,20 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """Make a tokenizer and a language model of the stores' texts; the manifest."""
     engines.prepare(config.engine)
     data, optim = config.data, replace(config.optim, seed=config.seed)
-    tokenizer = train_tokenizer(read_texts(data.groups(), data.weights), config.model.vocabulary)
+    read = read_texts(data.groups(), data.weights, data.measured)
+    tokenizer = train_tokenizer(read, config.model.vocabulary)
     add_m3d_tokens(tokenizer)
     torch.manual_seed(config.seed)
     model = build(config.model, tokenizer)
-    view = Words(tokenizer=tokenizer, weights=data.weights, exchanges=data.exchanges, max_length=data.max_length)
+    view = Words(
+        tokenizer=tokenizer,
+        weights=data.weights,
+        exchanges=data.exchanges,
+        max_length=data.max_length,
+        measured=data.measured,
+        unseen=data.unseen,
+        prompts=data.prompts,
+    )
     assert isinstance(tokenizer.pad_token_id, int)
     collate = WordCollator(pad_token_id=tokenizer.pad_token_id)
     objective = ReadWords(model)

@@ -20,10 +20,12 @@ from m3d.recipes.preflight import check_stores
 from m3d.tasks import check_tasks
 from m3d.tasks.codecs import Frac3
 from m3d.train import engines
+from m3d.train.anchors import Anchors
 from m3d.train.augment import Augment
 from m3d.train.cases import TrainingCase, stored
 from m3d.train.collate import Collator
-from m3d.train.data import Group, VolumeDataset
+from m3d.train.data import Group, VolumeDataset, names_in
+from m3d.train.drawing import language_vectors
 from m3d.train.engines import Engine
 from m3d.train.kept_tokens import refuse_large, still
 from m3d.train.objective import LossWeights, TalkAndDraw
@@ -197,7 +199,7 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
     if config.checkpointing:
         built.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
         built.model.vision_tower.gradient_checkpointing = True
-    objective = TalkAndDraw(built.model, config.loss)
+    objective = TalkAndDraw(built.model, config.loss, anchors_of(config, built))
     if config.data.looks and still(built.model.vision_tower) and not objective.draws:
         vision, shown = built.model.config.vision, sum(len(group.cases) for group in config.data.groups())
         refuse_large(shown, config.data.looks, math.prod(vision.grid), vision.hidden_size)
@@ -231,6 +233,21 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         facts={"parts": facts, "kind": config.saved, "from": built.notes},
         resume=resume,
     )
+
+
+def anchors_of(config: TalkConfig, built: Built) -> Anchors | None:
+    """What the language model says of the stores' names before it learns, where ``loss.anchor`` holds it to that."""
+    if config.loss.anchor == 0:
+        return None
+    model = built.model.eval()  # type: ignore[no-untyped-call]
+    if model.seg_projector is None:
+        raise ValueError("loss.anchor needs a model with a mask head; set it to 0")
+    names = names_in(config.data.groups())
+    said = language_vectors(model.language_model, built.processor.tokenizer, names)
+    with torch.no_grad():
+        prompts = model.seg_projector(said.vectors.to(model.device, model.seg_projector[0].weight.dtype)).float()
+    model.train()
+    return Anchors(said.index, prompts)
 
 
 def _check_kind(config: TalkConfig) -> None:

@@ -23,13 +23,15 @@ class Rendered:
     """One exchange in words; ``masks`` names what each ``[SEG]`` of the answer draws, in order.
 
     ``prompt`` is empty where nothing is asked: the caption of a retrieval record. ``given`` are the stretches of the
-    answer that a tool writes, not the model, as places of characters: first, and one beyond the last.
+    answer that a tool writes, not the model, as places of characters: first, and one beyond the last. ``chosen`` are
+    the words of the option that the answer chooses by its letter.
     """
 
     prompt: str
     answer: str
     masks: tuple[str, ...] = ()
     given: tuple[tuple[int, int], ...] = ()
+    chosen: str = ""
 
 
 class Task(Protocol):

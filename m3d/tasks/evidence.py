@@ -2,10 +2,11 @@
 
 ::
 
-    left parotid [SEG], right parotid [SEG] larger: left parotid by 12 percent. Answer: A. left parotid
+    left parotid [SEG], right parotid [SEG] larger: left parotid by 12 percent, so left parotid. Answer: A. left parotid
 
 The model writes names, ``[SEG]`` and what is to be measured; the value is written for it, from its own masks
-(`m3d.inference.measuring`), or while it learns from the truth's. Ours; M3D-LaMed answers at once.
+(`m3d.inference.measuring`), or while it learns from the truth's. What follows is said in words before its letter: to
+say that at once, a model has to read a value and find an option in one step. Ours; M3D-LaMed answers at once.
 Choices and numbers that a small language model learned from image tokens alone were as good without the image.
 """
 
@@ -62,7 +63,8 @@ def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = 
         given.append((len(text), len(text) + 1 + len(value)))
         text += f" {value}"
         masks += one.names
-    return replace(said, answer=f"{text}. {ANSWER} {said.answer}", masks=(*masks, *said.masks), given=tuple(given))
+    so = f", so {said.chosen}" if said.chosen else ""
+    return replace(said, answer=f"{text}{so}. {ANSWER} {said.answer}", masks=(*masks, *said.masks), given=tuple(given))
 
 
 def asking(text: str) -> Asking | None:

@@ -65,7 +65,7 @@ class ClosedVQA:
         if record.subtask == "yes/no" or record.prompt.template == f"m3d.{_YES_NO}":
             return Rendered(ask(record, say, _YES_NO, question=question), options[choice])
         prompt = ask(record, say, self.name, question=question, choices=letter_choices(options))
-        return Rendered(prompt, f"{LETTERS[choice]}. {options[choice]}")
+        return Rendered(prompt, f"{LETTERS[choice]}. {options[choice]}", chosen=options[choice])
 
     def parse(self, text: str, codec: BoxCodec, *, options: Sequence[str] | None = None) -> int | None:
         """The index of the chosen option, None where the answer has no letter of its own.

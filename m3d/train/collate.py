@@ -53,6 +53,7 @@ class Collator:
             "volume_index": torch.tensor(shown),
             "masks": torch.cat(masks) if masks else _no_masks(items[0].pixels),
             "mask_volume": _mask_owners([exchange.masks for exchange in exchanges], owners),
+            "names": [name for exchange in exchanges for name in exchange.names],
             "boxes": torch.cat(boxes) if boxes else torch.zeros(0, 6),
             "value_rows": torch.tensor([row for row, _, _ in values], dtype=torch.long),
             "value_places": torch.tensor([place for _, place, _ in values], dtype=torch.long),

@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from torch.utils.data import Dataset
 
+from data_prep.laterality import mirrored
 from m3d.train.cases import Arrays, TrainingCase
 from m3d.train.collate import Collator, collate_masks
 from m3d.train.views import Exchanges, Look, Masks, View
@@ -37,6 +38,12 @@ class Group:
         """Refuse a weight that is none."""
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight={self.weight} of {self.name} must be 0 or more")
+
+
+def names_in(groups: Sequence[Group]) -> list[str]:
+    """All names of structures, and those of the mirrored ones."""
+    names = {name for group in groups for case in group.cases for name in case.image.names.values()}
+    return sorted(names | {mirrored(name) for name in names})
 
 
 class Memory:

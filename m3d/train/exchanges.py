@@ -24,7 +24,8 @@ class Exchange:
 
     ``labels`` are -100 outside the answer; ``masks`` (m, 1, D, H, W) are those of its ``[SEG]``, in order. ``boxes``
     (b, 6) are those of the answer's ``<bx_start>``: lo and hi along d, h, w as shares of the grid, NaN where not known.
-    ``value`` is what was measured, where that is the answer, in the unit of the question.
+    ``value`` is what was measured, where that is the answer, in the unit of the question. ``names`` are those of the
+    masks.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Exchange:
     masks: Tensor | None = None
     boxes: Tensor | None = None
     value: float | None = None
+    names: tuple[str, ...] = ()
 
 
 # -- choosing -------------------------------------------------------------------------------------------------------

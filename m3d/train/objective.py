@@ -15,6 +15,7 @@ from m3d.models.box_head import number_reader, read_boxes
 from m3d.models.modeling import M3DVolumeFeatures
 from m3d.models.processing import IGNORED
 from m3d.models.seg_token import SegTokens, find_seg_tokens
+from m3d.train.anchors import Anchors
 from m3d.train.kept_tokens import KeptTokens, still
 from segvol_head import Prompts, bce_loss, dice_loss
 
@@ -39,10 +40,11 @@ class Loss:
 class LossWeights:
     """The paper adds language, Dice and BCE with weights of 1 (section 4.2; REFERENCE A1.3).
 
-    Three are ours. ``prompted``: masks from clicks and boxes, with and without a name beside them. Where it, ``dice``
+    Four are ours. ``prompted``: masks from clicks and boxes, with and without a name beside them. Where it, ``dice``
     and ``bce`` are all 0, nothing is drawn. ``boxes`` and ``values``: the state at ``<bx_start>`` gives the box in
     numbers as well as in digits, and the state before an answer what was measured. Digits and letters tell a language
     model from nothing little of where to look: without this it learned every usual answer and never looked.
+    ``anchor``: what a ``[SEG]`` says to the head stays what it was at the beginning (`m3d.train.anchors`).
     """
 
     text: float = 1.0
@@ -51,6 +53,7 @@ class LossWeights:
     prompted: float = 0.5
     boxes: float = 0.0
     values: float = 0.0
+    anchor: float = 0.0
     positive_share: float = 0.0
 
 
@@ -84,9 +87,13 @@ class TalkAndDraw(nn.Module):
     nothing to draw, something is drawn that weighs nothing. DDP and ZeRO need that.
     """
 
-    def __init__(self, model: M3DForConditionalGeneration, weights: LossWeights) -> None:
+    def __init__(
+        self, model: M3DForConditionalGeneration, weights: LossWeights, anchors: Anchors | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.weights = model, weights
+        self.model, self.weights, self.anchors = model, weights, anchors
+        if (weights.anchor > 0) != (anchors is not None):
+            raise ValueError(f"loss.anchor={weights.anchor} needs anchors where it is above 0, and there only")
         self.draws = model.seg_head is not None and max(weights.dice, weights.bce, weights.prompted) > 0
         if self.draws and model.merge != "each":
             raise ValueError('seg_config.merge="mean" draws one mask a row and cannot learn several; train with "each"')
@@ -96,7 +103,8 @@ class TalkAndDraw(nn.Module):
         self.value_reader = number_reader(width, 1) if weights.values > 0 else None
         self._kept = KeptTokens()
         read = [name for name in ("boxes", "values") if getattr(weights, name) > 0]
-        self.loss_names = ("text", *read, *(("dice", "bce", "prompted") if self.draws else ()))
+        anchored = ("anchor",) if anchors is not None else ()
+        self.loss_names = ("text", *read, *anchored, *(("dice", "bce", "prompted") if self.draws else ()))
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
         """Sums by name; `Loss` says what the trainer divides them by."""
@@ -118,6 +126,8 @@ class TalkAndDraw(nn.Module):
             losses["boxes"] = self._read_boxes(batch, out.hidden_states[-1])
         if self.value_reader is not None:
             losses["values"] = self._read_values(batch, out.hidden_states[-1])
+        if self.anchors is not None:
+            losses["anchor"] = self._anchor(batch, out.hidden_states[-1], self.anchors)
         if self.draws:
             losses |= self._draw(batch, out.hidden_states[-1], out.volume_features)
         return losses
@@ -153,6 +163,15 @@ class TalkAndDraw(nn.Module):
             return Loss(0.0 * self.value_reader(hidden[:1, 0]).sum(), "values", self.weights.values)
         read = self.value_reader(hidden[batch["value_rows"], batch["value_places"]]).float()[:, 0]
         return Loss((read - truth.sign() * truth.abs().log1p()).abs().sum(), "values", self.weights.values)
+
+    def _anchor(self, batch: Mapping[str, Any], hidden: Tensor, anchors: Anchors) -> Loss:
+        """How far what each ``[SEG]`` says is from what it said of its name at the beginning."""
+        where, names = find_seg_tokens(batch["input_ids"], self.model.config.seg_token_id), batch["names"]
+        if len(where) != len(names):
+            raise ValueError(f"the batch has {len(where)} [SEG] and {len(names)} names; ids: {', '.join(batch['ids'])}")
+        if not names:  # every rank runs the same modules
+            return Loss(0.0 * self.model.seg_prompts(hidden, _nowhere(where)).sum(), "masks", self.weights.anchor)
+        return Loss(anchors(self.model.seg_prompts(hidden, where), names).sum(), "masks", self.weights.anchor)
 
     def _draw(self, batch: Mapping[str, Any], hidden: Tensor, features: M3DVolumeFeatures) -> dict[str, Loss]:
         where = find_seg_tokens(batch["input_ids"], self.model.config.seg_token_id)

@@ -15,9 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from m3d.models.processing import IGNORED, encode_exchange
 from m3d.tasks import TASKS, render
+from m3d.tasks.base import Rendered
 from m3d.tasks.codecs import BoxCodec, Frac3
+from m3d.tasks.evidence import measure_first
 from m3d.train.cases import TrainingCase
-from m3d.train.exchanges import choose, narrow, place
+from m3d.train.exchanges import choose, narrow, place, shown
 from m3d.train.objective import Loss
 from m3d.train.views import Look, has_task
 
@@ -27,17 +29,24 @@ class Said:
     """Texts of a case in tokens, without its volume."""
 
     id: str
-    rows: tuple[list[int], ...]
+    rows: tuple[tuple[list[int], list[int]], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """Exchanges as they stand, without the volume that they are about."""
+    """Exchanges as they stand, without the volume that they are about.
+
+    ``measured`` and ``unseen`` are those of `m3d.train.views.Exchanges`: answers behind the true values of their
+    evidence. Without ``prompts`` only what a model has to say is learned, not its prompts and the values it is given.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     weights: Mapping[str, float]
     exchanges: int = 8
     max_length: int = 512
+    measured: float = 0.0
+    unseen: float = 0.0
+    prompts: bool = True
 
     def wants(self, case: TrainingCase) -> bool:
         """Whether a record of the case can be drawn."""
@@ -50,10 +59,12 @@ class Words:
     def show(self, look: Look) -> Said:
         """Draw records and write them."""
         rows = []
-        for prompt, answer in texts(
-            look.case, torch.from_numpy(look.arrays[1]), self.weights, self.exchanges, look.rng
+        labels = torch.from_numpy(look.arrays[1])
+        for said in texts(
+            look.case, labels, self.weights, self.exchanges, look.rng, measured=self.measured, unseen=self.unseen
         ):
-            rows.append(encode_exchange(self.tokenizer, prompt, answer)[0][: self.max_length])
+            ids, own = encode_exchange(self.tokenizer, said.prompt, said.answer, said.given)
+            rows.append((ids[: self.max_length], (ids if self.prompts else own)[: self.max_length]))
         return Said(look.case.id, tuple(rows))
 
 
@@ -64,14 +75,21 @@ def texts(
     count: int,
     rng: random.Random,
     codec: BoxCodec | None = None,
-) -> list[tuple[str, str]]:
+    *,
+    measured: float = 0.0,
+    unseen: float = 0.0,
+) -> list[Rendered]:
     """Prompts and answers of ``count`` records of a case, drawn by weight."""
     found = []
     for record in case.records_at(choose(case.entries, weights, count, rng)):
         placed = place(narrow(record, rng, len(record.target.masks or ()) or 1), case, labels)
         if placed is not None:
             said = render(TASKS, placed, codec=codec or Frac3(), rng=rng)
-            found.append((said.prompt, said.answer))
+            evidence = placed.target.evidence
+            if measured and evidence and placed.lang == "en" and shown(evidence, case, labels):
+                first = measure_first(said, evidence, seen=rng.random() >= unseen)
+                said = first if rng.random() < measured else said
+            found.append(said)
     return found
 
 
@@ -83,11 +101,11 @@ class WordCollator:
 
     def __call__(self, items: Sequence[Said]) -> dict[str, Any]:
         """The batch of some cases."""
-        rows = [row for item in items for row in item.rows] or [[self.pad_token_id]]
-        length = max(map(len, rows))
-        ids = torch.tensor([[*row, *[self.pad_token_id] * (length - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-        labels = ids.masked_fill(mask == 0, IGNORED)
+        rows = [row for item in items for row in item.rows] or [([self.pad_token_id], [IGNORED])]
+        length = max(len(row) for row, _ in rows)
+        ids = torch.tensor([[*row, *[self.pad_token_id] * (length - len(row))] for row, _ in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row, _ in rows])
+        labels = torch.tensor([[*own, *[IGNORED] * (length - len(own))] for _, own in rows])
         learned = int((labels[:, 1:] != IGNORED).sum())
         return {
             "input_ids": ids,

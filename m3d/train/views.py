@@ -270,7 +270,8 @@ class Exchanges:
             self._warn("cut", record.id, len(ids), lost)
         masks = [look.case.mask(labels, name)[None] for name in said.masks]
         boxes = box_targets(true, sum(label == self.box_token_id for label in short[1]))
-        return Exchange(record.id, *short, torch.stack(masks) if masks else None, boxes, true.target.value)
+        stacked = torch.stack(masks) if masks else None
+        return Exchange(record.id, *short, stacked, boxes, true.target.value, names=said.masks)
 
     def _encode(self, said: Rendered) -> tuple[list[int], list[int]]:
         prompt = self.processor.write(said.prompt)

@@ -110,6 +110,14 @@ def test_a_closed_question_is_read_with_and_without_its_evidence():
     assert ClosedVQA().parse(answer_of(said.answer)[1], None, options=options) == 0
 
 
+def test_a_choice_is_said_in_words_before_its_letter():
+    said = measure_first(Rendered("Which?", "B. right parotid", chosen="right parotid"), [LEFT, RIGHT])
+    assert said.answer.endswith(", so right parotid. Answer: B. right parotid")
+    assert answer_of(said.answer)[1] == "B. right parotid"
+    assert said.answer[said.given[-1][1] :].startswith(", so ")  # it is the model's to say
+    assert asking(said.answer[: said.answer.index(", so")]) is None
+
+
 def test_what_is_no_measure_is_neither_asked_nor_taught():
     before = Evidence(measure="higher by", names=("left parotid", "right parotid"), value=-8.0, unit="mm")
     assert asking("left parotid [SEG], right parotid [SEG] higher by:") is None
