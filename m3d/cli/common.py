@@ -176,12 +176,14 @@ def deliver(arguments: argparse.Namespace, result: Result) -> int:
 
 def spoken(result: Result) -> Iterator[str]:
     """A result in words: its text, what it rests on, then each mask and box."""
-    if result.text:
+    if result.text and not result.asked:  # of several names, what follows says all
         yield result.text
     if result.measured:
         yield f"measured on the masks it drew: {'; '.join(map(str, result.measured))}"
     for mask in result.masks:
         yield f"{mask.name}: {mask.volume_ml:.1f} mL, score {mask.score:.2f}"
+    for one in result.not_drawn:
+        yield f"{one.name}: not drawn: {one.reason}"
     for box in result.boxes:
         voxel = f"voxels {_triple(box.voxel.lo)} to {_triple(box.voxel.hi)}"
         yield f"{box.name or 'box'}: {voxel}; mm (R, A, S) {_triple(box.mm.lo)} to {_triple(box.mm.hi)}"

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from m3d.cli.common import add_scan_options, check_out, deliver, note, numbers, open_scan
-
-if TYPE_CHECKING:
-    from data_prep.boxes import Box
-    from data_prep.volume import Volume
 
 DESCRIPTION = "Draw structures by name, or one by points, a box, or all; masks have the scan's own shape and affine."
 EPILOG = """\
@@ -21,6 +16,7 @@ examples:
   m3d segment ct.nii.gz mandible --box 20,30,35,60,70,95
   m3d segment ct.nii.gz --point -12.5,40,103 --frame mm
   m3d segment ct.nii.gz mandible brainstem --labels               both in one label map
+  m3d segment ct.nii.gz --all --out structures                    all that the model has learned
   m3d segment ct.nii.gz mandible --largest-component --fill-holes --min-volume 0.5
 
 --frame voxel (the default) counts from 0 along the scan's stored axes, as `m3d inspect` prints them; a box ends before
@@ -28,7 +24,10 @@ its upper corner. --frame mm is patient coordinates: right, anterior, superior (
 
 Writes NAME.nii.gz, NAME.png and result.json, which has each mask's volume, extents, mean and longest diameter, and what
 was done to it. With --labels also label-map.nii.gz, with names and colours for ITK-SNAP (.txt), 3D Slicer (.ctbl) and
-programs (.json).
+programs (.json), and a picture of all (.png). Its labels are numbered in the order of the names, with --all in that of
+the model's vocabulary; a structure that is not drawn keeps its number, so that a label means the same for every scan.
+
+One name that the model refuses to draw is an error; of several, those are reported as not drawn.
 """
 
 
@@ -37,8 +36,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(out=Path("out"), usage_error=parser.error)
     add_scan_options(parser)
     parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="a structure, or several; may be left out with --point or --box"
+        "names", metavar="NAME", nargs="*", help="a structure, or several; may be left out with --point, --box or --all"
     )
+    parser.add_argument("--all", action="store_true", help="all structures that the model has learned; with --labels")
     group = parser.add_argument_group("prompts")
     group.add_argument(
         "--point",
@@ -69,14 +69,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment."""
+    from data_prep.boxes import Box
     from m3d.inference.label_map import label_map_files, write_label_map
     from m3d.inference.postprocess import PostProcess
-    from m3d.inference.results import joined
 
     names = [name for name in arguments.names if name]
     prompted = bool(arguments.points or arguments.box)
-    if not (names or prompted):
-        arguments.usage_error("say what to segment: a NAME, --point or --box")
+    if arguments.all and (names or prompted):
+        arguments.usage_error("--all draws all that the model has learned; leave out names, --point and --box")
+    if not (names or prompted or arguments.all):
+        arguments.usage_error("say what to segment: a NAME, --all, --point or --box")
     if len(names) > 1 and prompted:
         arguments.usage_error(f"--point and --box are about one structure, and {len(names)} are named")
     cleaning = PostProcess(
@@ -84,14 +86,19 @@ def run(arguments: argparse.Namespace) -> int:
         fill_holes=arguments.fill_holes,
         min_volume_ml=arguments.min_volume,
     )
-    check_out(arguments, label_map_files() if arguments.labels else [])
+    box = None if arguments.box is None else Box(arguments.box[:3], arguments.box[3:], arguments.frame)
+    labels = arguments.labels or arguments.all
+    check_out(arguments, label_map_files() if labels else [])
     scan = open_scan(arguments)
-    points = [(_voxel(at, scan.volume, arguments.frame), label) for at, label in arguments.points]
-    box = None if arguments.box is None else _voxel_box(arguments.box, scan.volume, arguments.frame)
-    answers = [scan.segment(name, points=points or None, box=box) for name in names or [None]]
-    result = joined(answers).postprocessed(cleaning)
+    if arguments.all:
+        result = scan.segment_all(postprocess=cleaning)
+    else:
+        what = names if len(names) > 1 else names[0] if names else None
+        result = scan.segment(
+            what, points=arguments.points or None, box=box, frame=arguments.frame, postprocess=cleaning
+        )
     code = deliver(arguments, result)
-    if arguments.labels:
+    if labels:
         for path in write_label_map(arguments.out, result, overlaps=arguments.overlaps, force=arguments.force):
             note(f"saved {path}")
     return code
@@ -103,29 +110,3 @@ def _point(text: str) -> tuple[tuple[float, ...], int]:
     if sign in ("+", "-"):
         return numbers(3)(place), int(sign == "+")
     return numbers(3)(text), 1
-
-
-def _voxel(at: tuple[float, float, float], volume: Volume, frame: str) -> tuple[float, float, float]:
-    """A point as a voxel index of the scan, checked to lie in it."""
-    d, h, w = volume.to_voxel([at])[0].tolist() if frame == "mm" else at
-    if not all(-0.5 <= index <= side - 0.5 for index, side in zip((d, h, w), volume.shape, strict=True)):
-        given = f"--point {','.join(f'{x:g}' for x in at)}"
-        where = f"{frame} (voxel {d:.1f}, {h:.1f}, {w:.1f})" if frame == "mm" else frame
-        raise ValueError(f"{given} in {where} lies outside the scan, whose shape is {volume.shape}")
-    return d, h, w
-
-
-def _voxel_box(corners: tuple[float, ...], volume: Volume, frame: str) -> Box:
-    """A box in voxel edges, checked to have an inside and to lie in the scan; from mm it is clipped to it."""
-    from data_prep.boxes import Box, to_voxel
-
-    given = f"--box {','.join(f'{x:g}' for x in corners)}"
-    if not all(low < high for low, high in zip(corners[:3], corners[3:], strict=True)):
-        raise ValueError(f"{given} is empty: the first three numbers must be below the last three")
-    if frame == "mm":
-        box = to_voxel(Box(corners[:3], corners[3:], "mm"), volume.shape, volume.affine).clip(volume.shape)
-    else:
-        box = Box(corners[:3], corners[3:])
-    if box.clip(volume.shape) != box or not all(side > 0 for side in box.sides):
-        raise ValueError(f"{given} in {frame} reaches outside the scan, whose shape is {volume.shape}")
-    return box

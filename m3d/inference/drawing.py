@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_prep.boxes import Box, to_mm, to_voxel
 from data_prep.preprocess import Prepared
-from m3d.inference.prompting import Point, as_prompts, place_box, place_points, refuse_contradictions
+from m3d.inference.prompting import Point, ScanFrame, as_prompts, place_box, place_points, refuse_contradictions
 from m3d.inference.results import FoundBox, FoundMask
 from segvol_head import Prompts
 
@@ -81,14 +81,18 @@ def found_box(prepared: Prepared, box: Box, name: str) -> FoundBox:
     return FoundBox(name=name, voxel=voxel, mm=to_mm(voxel, volume.affine))
 
 
-def geometry_prompts(prepared: Prepared, points: Sequence[Point], box: Box | None) -> Prompts | None:
-    """Points and a box on the scan as one prompt on the grid; None where there is neither.
+def geometry_prompts(
+    prepared: Prepared, points: Sequence[Point], box: Box | None, *, frame: ScanFrame = "voxel"
+) -> Prompts | None:
+    """Points in ``frame`` and a box in its own, both on the scan, as one prompt on the grid; None without either.
 
     Raises:
-        ValueError: One lies outside the scan, or they contradict each other.
+        ValueError: One lies outside the scan, or they contradict each other, or the box is in voxels and the frame mm.
     """
     volume = prepared.source
-    placed = [(place_points([at], volume)[0], label) for at, label in points]
+    if box is not None and (box.frame, frame) == ("voxel", "mm"):
+        raise ValueError("frame='mm', but the box is in voxels; give Box(lo, hi, 'mm'), or all in voxels")
+    placed = [(place_points([at], volume, frame=frame)[0], label) for at, label in points]
     framed = None if box is None else place_box(box, volume)
     refuse_contradictions(placed, framed)
     return as_prompts(prepared, placed, framed)

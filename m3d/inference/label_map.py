@@ -13,7 +13,6 @@ What lies in several masks goes by ``overlaps``:
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +24,13 @@ import numpy.typing as npt
 from data_prep.case import layered
 from data_prep.volume import Volume
 from data_prep.write import write_mask
-from m3d.inference.overlay import PALETTE
-from m3d.inference.planes import NOTICE
+from m3d.inference.colors import color_of
+from m3d.inference.overlay import save_overlay
+from m3d.inference.planes import NOTICE, Finding
 from m3d.inference.results import (
     LABELS_NAME,
     LABELS_SCHEMA,
+    PICTURE_BYTES,
     FoundMask,
     Result,
     describe_scan,
@@ -39,12 +40,12 @@ from m3d.inference.results import (
     write_json,
 )
 
-__all__ = ["Overlaps", "color_of", "label_map_files", "write_label_map"]
+__all__ = ["Overlaps", "label_map_files", "write_label_map"]
 
 Overlaps = Literal["smaller", "last", "keep"]
 STEM = Path(LABELS_NAME).stem
-SNAP_NAME, SLICER_NAME = f"{STEM}.txt", f"{STEM}.ctbl"
-GOLDEN = 0.618033988749895  # of the circle of hues: neighbours in order are far apart in colour
+SNAP_NAME, SLICER_NAME, PICTURE_NAME = f"{STEM}.txt", f"{STEM}.ctbl", f"{STEM}.png"
+Labels = npt.NDArray[np.unsignedinteger[Any]]
 SNAP_HEADER = """\
 ################################################
 # ITK-SnAP Label Description File
@@ -66,10 +67,11 @@ SNAP_HEADER = """\
 
 @dataclass(frozen=True, eq=False)
 class _Label:
-    """One structure: its value in the map, its names and colour, and the map that it lies in."""
+    """One structure: its value, its mask if it has one, its names and colour, and the map that it lies in."""
 
     value: int
-    mask: FoundMask = field(repr=False)
+    name: str
+    mask: FoundMask | None = field(repr=False)
     slug: str
     color: str
     file: str
@@ -83,19 +85,20 @@ class _Label:
     @property
     def plain(self) -> str:
         """Its name in one line without double quotes, which would end it too soon for ITK-SNAP."""
-        name = "".join(letter if letter.isprintable() else " " for letter in self.mask.name.replace('"', "'"))
+        name = "".join(letter if letter.isprintable() else " " for letter in self.name.replace('"', "'"))
         return " ".join(name.split()) or self.slug
 
     def to_dict(self) -> dict[str, Any]:
-        """``hidden_voxels`` are those of its mask that overlaps gave to others."""
+        """``hidden_voxels`` are those of its mask that overlaps gave to others; what was not drawn has no mask."""
         return {
             "value": self.value,
-            "name": self.mask.name,
+            "name": self.name,
+            "drawn": self.mask is not None,
             "slug": self.slug,
             "color": self.color,
             "file": self.file,
             "voxels": self.voxels,
-            "hidden_voxels": int(np.count_nonzero(self.mask.array)) - self.voxels,
+            "hidden_voxels": 0 if self.mask is None else int(np.count_nonzero(self.mask.array)) - self.voxels,
         }
 
 
@@ -104,29 +107,30 @@ def write_label_map(
 ) -> tuple[Path, ...]:
     """Write the masks of a result as one label map on the scan's own grid, with its tables; returns what was written.
 
-    Values count from 1 in the order of the masks; an empty mask has a value and no voxels. Masks that were only drawn
-    to measure them take part unless the answer drew that structure itself.
+    Where several structures were asked for by name, values count from 1 in that order, so that they mean the same for
+    every scan; what was not drawn keeps its value and has no voxels. Else they count in the order of the masks; masks
+    that were only drawn to measure them take part unless the answer drew that structure itself. ``label-map.png`` shows
+    all masks where most of them are seen.
 
     Raises:
-        ValueError: The result has no masks, or ``overlaps`` is unknown.
+        ValueError: The result has no masks and names none, or ``overlaps`` is unknown.
         FileExistsError: Something would be replaced and ``force`` is not given; nothing is written then.
         OSError: The disk is full; nothing of the map is left behind.
     """
     if overlaps not in get_args(Overlaps):
         raise ValueError(f"unknown overlaps {overlaps!r}; known: {', '.join(get_args(Overlaps))}")
-    numbered = _taking_part(result)
-    if not numbered:
+    if not result.masks and not result.asked:
         raise ValueError("a label map needs masks, and the result has none; ask for a structure with segment")
-    masks = [mask for _, mask in numbered]
-    maps = _kept(masks) if overlaps == "keep" else _painted(masks, overlaps)
+    maps, labels = _labels(result, overlaps)
     files = label_map_files(len(maps))
-    labels = _labels(numbered, maps)
     replaced = labels_files(folder) if force else []
-    with staged(folder, files, force=force, needed=sum(one.nbytes for one in maps) + 100_000) as stage:
+    needed = sum(one.nbytes for one in maps) + PICTURE_BYTES + 100_000
+    with staged(folder, files, force=force, needed=needed) as stage:
         for name, one in zip(files, maps, strict=False):
             _write_map(stage / name, one, result.volume)
         (stage / SNAP_NAME).write_text(_snap_table(labels), encoding="utf-8")
         (stage / SLICER_NAME).write_text(_slicer_table(labels), encoding="utf-8")
+        _draw(stage / PICTURE_NAME, labels, result)
         write_json(stage / LABELS_NAME, _said(result, labels, files, overlaps))
     for name in set(replaced) - set(files):
         (Path(folder) / name).unlink(missing_ok=True)
@@ -136,56 +140,69 @@ def write_label_map(
 def label_map_files(num_maps: int = 1) -> list[str]:
     """The names of all files, the maps first."""
     maps = [f"{STEM}.nii.gz", *(f"{STEM}-{number}.nii.gz" for number in range(2, num_maps + 1))]
-    return [*maps, SNAP_NAME, SLICER_NAME, LABELS_NAME]
-
-
-def color_of(number: int) -> str:
-    """The colour of a result's mask, counted from 0, as ``#RRGGBB``: the pictures' first, then ones of their own."""
-    if number < len(PALETTE):
-        return PALETTE[number]
-    saturation, value = (0.85, 0.55, 0.7)[number % 3], (0.95, 0.75, 0.6)[number // 3 % 3]
-    rgb = colorsys.hsv_to_rgb(number * GOLDEN % 1, saturation, value)
-    return "#" + "".join(f"{round(255 * part):02X}" for part in rgb)
+    return [*maps, SNAP_NAME, SLICER_NAME, PICTURE_NAME, LABELS_NAME]
 
 
 def _taking_part(result: Result) -> list[tuple[int, FoundMask]]:
-    """Masks with their number in the result."""
+    """Masks with the place that their colour goes by; those that were only measured, if the answer has none of them."""
     drawn = {mask.name for mask in result.masks[result.num_measured :]}
     return [
-        (number, mask)
-        for number, mask in enumerate(result.masks)
+        (place, mask)
+        for number, (place, mask) in enumerate(zip(result.places, result.masks, strict=True))
         if number >= result.num_measured or mask.name not in drawn
     ]
 
 
-def _kept(masks: Sequence[FoundMask]) -> list[npt.NDArray[np.integer[Any]]]:
-    return list(layered({str(number): mask.array for number, mask in enumerate(masks)})[0])
+def _values(result: Result, masks: Sequence[tuple[int, FoundMask]]) -> list[int]:
+    """Of each mask: its name's place among those that were asked for, else as they come."""
+    return [place + 1 for place, _ in masks] if result.asked else list(range(1, len(masks) + 1))
 
 
-def _painted(masks: Sequence[FoundMask], overlaps: Overlaps) -> list[npt.NDArray[np.integer[Any]]]:
+def _kept(values: Sequence[int], masks: Sequence[FoundMask]) -> list[Labels]:
+    """As many maps as it takes."""
+    packed, _ = layered({str(number): mask.array for number, mask in enumerate(masks)})
+    return list(np.array([0, *values], _kind(values))[packed])
+
+
+def _painted(values: Sequence[int], masks: Sequence[FoundMask], overlaps: Overlaps) -> list[Labels]:
     """One map; what is painted later covers what was painted before."""
     order = list(range(len(masks)))
     if overlaps == "smaller":
         order.sort(key=lambda number: -int(np.count_nonzero(masks[number].array)))
-    painted: npt.NDArray[np.integer[Any]] = np.zeros(masks[0].array.shape, np.uint8 if len(masks) < 256 else np.uint16)
+    painted: Labels = np.zeros(masks[0].array.shape, _kind(values))
     for number in order:
-        painted[masks[number].array] = number + 1
+        painted[masks[number].array] = values[number]
     return [painted]
 
 
-def _labels(
-    numbered: Sequence[tuple[int, FoundMask]], maps: Sequence[npt.NDArray[np.integer[Any]]]
-) -> tuple[_Label, ...]:
-    slugs, files = distinct_slugs([mask.name for _, mask in numbered]), label_map_files(len(maps))
+def _kind(values: Sequence[int]) -> type[np.unsignedinteger[Any]]:
+    return np.uint8 if max(values) < 256 else np.uint16
+
+
+def _labels(result: Result, overlaps: Overlaps) -> tuple[list[Labels], tuple[_Label, ...]]:
+    """The maps, and what their values mean: those of the masks and of what was asked for and is not drawn."""
+    numbered = _taking_part(result)
+    values, masks = _values(result, numbered), [mask for _, mask in numbered]
+    if not masks:
+        maps = [np.zeros(result.volume.shape, _kind([len(result.asked)]))]
+    else:
+        maps = _kept(values, masks) if overlaps == "keep" else _painted(values, masks, overlaps)
+    meant: dict[int, tuple[str, str, FoundMask | None]] = {
+        value: (mask.name, color_of(place), mask) for value, (place, mask) in zip(values, numbered, strict=True)
+    }
+    for place, name in enumerate(result.asked):
+        meant.setdefault(place + 1, (name, color_of(place), None))
+    slugs, files = distinct_slugs([meant[value][0] for value in sorted(meant)]), label_map_files(len(maps))
     labels = []
-    for value, (number, mask) in enumerate(numbered, start=1):
-        counts = [int(np.count_nonzero(one[mask.array] == value)) for one in maps]
+    for value, name_slug in zip(sorted(meant), slugs, strict=True):
+        name, color, mask = meant[value]
+        counts = [0 if mask is None else int(np.count_nonzero(one[mask.array] == value)) for one in maps]
         at = int(np.argmax(counts))
-        labels.append(_Label(value, mask, slugs[value - 1], color_of(number), files[at], counts[at]))
-    return tuple(labels)
+        labels.append(_Label(value, name, mask, name_slug, color, files[at], counts[at]))
+    return maps, tuple(labels)
 
 
-def _write_map(path: Path, labels: npt.NDArray[np.integer[Any]], volume: Volume) -> None:
+def _write_map(path: Path, labels: Labels, volume: Volume) -> None:
     """As a mask; where 255 values are not enough, as uint16 with a mask's header."""
     if labels.dtype == np.uint8:
         write_mask(path, labels, like=volume)
@@ -212,6 +229,38 @@ def _slicer_table(labels: Sequence[_Label]) -> str:
     rows = [f"{label.value} {label.slug} {' '.join(map(str, label.rgb))} 255\n" for label in labels]
     head = f"# Color table file {SLICER_NAME}\n# {len(labels) + 1} values\n0 Background 0 0 0 0\n"
     return head + "".join(rows)
+
+
+def _draw(path: Path, labels: Sequence[_Label], result: Result) -> None:
+    masks = [label.mask for label in labels if label.mask is not None]
+    findings = [
+        Finding(
+            label.name,
+            mask=None if label.mask is None else label.mask.array,
+            note="not drawn" if label.mask is None else f"{label.mask.volume_ml:.1f} mL",
+            color=label.color,
+        )
+        for label in labels
+    ]
+    save_overlay(
+        path,
+        result.volume,
+        findings,
+        centre=_most_seen([mask.array for mask in masks], result.volume.shape),
+        title=f"{sum(bool(mask.array.any()) for mask in masks)} of {len(labels)} structures",
+        notes=[f"Drawn by {result.model_id}."],
+    )
+
+
+def _most_seen(masks: Sequence[npt.NDArray[np.bool_]], shape: Sequence[int]) -> tuple[int, ...]:
+    """A voxel through which the three planes cut as many masks as they can."""
+    found = []
+    for axis, side in enumerate(shape):
+        others = tuple(other for other in range(len(shape)) if other != axis)
+        cut = sum((mask.any(axis=others).astype(int) for mask in masks), np.zeros(side, int))
+        best = np.flatnonzero(cut == cut.max())
+        found.append(int(best[len(best) // 2]))
+    return tuple(found)
 
 
 def _said(result: Result, labels: Sequence[_Label], files: Sequence[str], overlaps: Overlaps) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
+from m3d.inference.colors import PALETTE
 from m3d.inference.planes import NOTICE, Bool, Finding, Plane, Window, choose_window, is_oblique, mid_planes
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NOTICE", "Row", "draw_rows", "save_overlay", "save_png"]
 
-# Okabe and Ito's colour-blind-safe colours, those that stand out on grey first
-PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00")
 INK, QUIET, WARN, PAPER = "#f4f5f7", "#9aa3b0", "#ffb454", "#0f1217"
 DPI = 150
 # all in inches
@@ -35,6 +34,9 @@ MARGIN, GAP, HEADER, CAPTION, LINE = 0.35, 0.22, 0.55, 0.3, 0.26
 LEGEND_CHAR, LEGEND_PAD = 0.077, 0.66
 WORDS_INDENT, WORDS_LINES = 0.9, 12
 BARS_MM = (100, 50, 20, 10, 5, 2, 1)
+
+_Style = tuple[str, bool]
+"""Colour, and whether its lines are dashed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,15 +70,16 @@ def save_overlay(
     findings: Sequence[Finding],
     *,
     centre_on: int = 0,
+    centre: Sequence[float] | None = None,
     title: str,
     notes: Sequence[str] = (),
 ) -> None:
-    """Draw what was found in three planes through the middle of one finding."""
+    """Draw what was found in three planes through the middle of one finding, or through ``centre``, a voxel."""
     window = choose_window(volume)
     stated = [f"{window}. Patient right is on the left of the picture."]
     if is_oblique(volume):
         stated.append("Oblique scan, shown along its own axes, the closest to the patient's.")
-    row = Row(mid_planes(volume, findings, centre_on=centre_on), window)
+    row = Row(mid_planes(volume, findings, centre_on=centre_on, centre=centre), window)
     save_png(draw_rows([row], findings, title=title, notes=[" ".join(stated), *notes]), path)
 
 
@@ -96,6 +99,7 @@ def draw_rows(
     from matplotlib.figure import Figure
 
     page = _Page.of(rows, findings, len(notes), words)
+    styles = [_style(number, finding) for number, finding in enumerate(findings)]
     figure = Figure(figsize=(page.width, page.height), dpi=DPI, facecolor=PAPER)
     FigureCanvasAgg(figure)
     page.write(figure, MARGIN, MARGIN / 2 + 0.12, title, color=INK, size=15, weight="bold", va="center")
@@ -108,11 +112,11 @@ def draw_rows(
             height, width = (side * page.scale for side in plane.size_mm)
             page.write(figure, left, top + above - 0.08, f"{plane.name}  {plane.where}", color=QUIET, size=8.5)
             axes = figure.add_axes(page.place(left, top + above, width, height))
-            _draw_plane(axes, plane, row, page.scale)
+            _draw_plane(axes, plane, row, styles, page.scale)
             if plane is row.planes[0]:
                 _draw_bar(axes, plane)
         top += page.height_of(row)
-    _draw_legend(figure, page, top)
+    _draw_legend(figure, page, styles, top)
     top += len(page.legend) * LINE
     for number, (label, line) in enumerate(page.words):
         y = top + number * LINE + LINE / 2
@@ -179,7 +183,7 @@ class _Page:
         figure.text(left / self.width, 1 - top / self.height, text, **({"va": "baseline", "ha": "left"} | style))
 
 
-def _draw_plane(axes: Axes, plane: Plane, row: Row, scale: float) -> None:
+def _draw_plane(axes: Axes, plane: Plane, row: Row, styles: Sequence[_Style], scale: float) -> None:
     from matplotlib.patches import Rectangle
 
     height, width = plane.size_mm
@@ -193,8 +197,8 @@ def _draw_plane(axes: Axes, plane: Plane, row: Row, scale: float) -> None:
         interpolation="bicubic" if row.smooth else "nearest",
         aspect="auto",
     )
-    for number, (mask, box) in enumerate(zip(plane.masks, plane.boxes, strict=True)):
-        color, dashed = _style(number)
+    # a row may show the scan alone, without what was found in it
+    for (color, dashed), mask, box in zip(styles, plane.masks, plane.boxes, strict=False):
         if mask is not None and mask.any():
             _draw_mask(axes, plane, mask, (color, dashed), scale)
         if box is not None:
@@ -206,7 +210,7 @@ def _draw_plane(axes: Axes, plane: Plane, row: Row, scale: float) -> None:
     _draw_letters(axes, plane.letters, size=min(11.0, 72 * scale * height / 3))
 
 
-def _draw_mask(axes: Axes, plane: Plane, mask: Bool, style: tuple[str, bool], scale: float) -> None:
+def _draw_mask(axes: Axes, plane: Plane, mask: Bool, style: _Style, scale: float) -> None:
     """Fill and contour at 0.5 of the spline through the voxels: the voxel's own edge, rounded for the eye."""
     color, dashed = style
     padded = np.pad(mask, 1).astype(np.float32)
@@ -245,13 +249,13 @@ def _outlined(axes: Axes, x: float, y: float, text: str, **style: Any) -> None: 
     axes.text(x, y, text, color=INK, transform=axes.transAxes, path_effects=effects, zorder=6, **style)
 
 
-def _draw_legend(figure: Figure, page: _Page, top: float) -> None:
+def _draw_legend(figure: Figure, page: _Page, styles: Sequence[_Style], top: float) -> None:
     from matplotlib.patches import Rectangle
 
     for line, entries in enumerate(page.legend):
         y = top + line * LINE + LINE / 2
         for left, number, finding in entries:
-            color, dashed = _style(number)
+            color, dashed = styles[number]
             swatch = page.place(MARGIN + left, y - 0.075, 0.24, 0.15)
             figure.add_artist(
                 Rectangle(
@@ -299,6 +303,8 @@ def _legend_text(finding: Finding) -> str:
     return f"{finding.name}   {finding.note}" if finding.note else finding.name
 
 
-def _style(number: int) -> tuple[str, bool]:
-    """Colour of the n-th finding; dashed once the colours have all been used."""
+def _style(number: int, finding: Finding) -> _Style:
+    """Colour of the n-th finding, its own if it has one; of the palette dashed once all have been used."""
+    if finding.color is not None:
+        return finding.color, False
     return PALETTE[number % len(PALETTE)], bool(number // len(PALETTE) % 2)

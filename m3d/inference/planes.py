@@ -54,12 +54,16 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """Something to show: a mask, a box (in voxels) or both; ``note`` stands beside the name in the legend."""
+    """Something to show: a mask, a box (in voxels) or both; ``note`` stands beside the name in the legend.
+
+    ``color`` is ``#RRGGBB``, None for the next one of the palette.
+    """
 
     name: str
     mask: Bool | None = None
     box: Box | None = None
     note: str = ""
+    color: str | None = None
 
     @property
     def visible(self) -> bool:

@@ -26,6 +26,7 @@ from data_prep.atomic import refuse_overwrite
 from data_prep.boxes import Box
 from data_prep.volume import Volume
 from data_prep.write import write_mask
+from m3d.inference.colors import color_of
 from m3d.inference.measurements import Measurements, measure_mask, unit_of
 from m3d.inference.planes import NOTICE, Finding
 from m3d.inference.postprocess import PostProcess
@@ -38,10 +39,10 @@ __all__ = [
     "FoundBox",
     "FoundMask",
     "FoundMeasure",
+    "NotDrawn",
     "Result",
     "describe_scan",
     "distinct_slugs",
-    "joined",
     "labels_files",
     "slug",
     "staged",
@@ -72,7 +73,8 @@ class FoundBox:
 class FoundMask:
     """A structure's voxels on the scan's own grid; ``score`` is the mean probability inside as drawn, 0 to 1.
 
-    ``logits`` are those of the model's grid, where they were asked for.
+    ``logits`` are those of the model's grid, where they were asked for. ``present`` is the calibrated probability that
+    the structure is in the scan at all, None where the model has no calibration.
     """
 
     name: str
@@ -80,6 +82,20 @@ class FoundMask:
     score: float
     volume_ml: float
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    present: float | None = None
+
+
+@dataclass(frozen=True)
+class NotDrawn:
+    """A structure that was asked for by name and not drawn: why, and how likely it is in the scan (see `FoundMask`)."""
+
+    name: str
+    reason: str
+    present: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {"name": self.name, "reason": self.reason, "present": _rounded(self.present)}
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,8 @@ class Result:
 
     ``evidence`` is how the model asked for that, word by word, and the first ``num_measured`` masks are what it drew
     for it; the others are its answer's. ``postprocess`` is what was done to those after they were drawn, in order.
+    Where several structures were asked for by name, ``asked`` has all of them, in the order of a label map's values,
+    and ``not_drawn`` those that have no mask.
     """
 
     task: str
@@ -128,15 +146,33 @@ class Result:
     evidence: str = ""
     num_measured: int = 0
     postprocess: tuple[PostProcess, ...] = ()
+    asked: tuple[str, ...] = ()
+    not_drawn: tuple[NotDrawn, ...] = ()
 
     def __post_init__(self) -> None:
         for mask in self.masks:
             assert mask.array.dtype == bool and mask.array.shape == self.volume.shape, mask.name
 
     @property
+    def absent(self) -> tuple[str, ...]:
+        """The names that were asked for and not drawn."""
+        return tuple(one.name for one in self.not_drawn)
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """The place of each mask, from 0, which its colour goes by: among what was asked for, else in the result."""
+        known = {name: place for place, name in enumerate(self.asked)}
+        return tuple(known.get(mask.name, len(known) + number) for number, mask in enumerate(self.masks))
+
+    @property
     def findings(self) -> tuple[Finding, ...]:
         """What there is to draw: masks, then boxes."""
-        masks = [Finding(m.name, mask=m.array, note=f"{m.volume_ml:.1f} mL, score {m.score:.2f}") for m in self.masks]
+        masks = [
+            Finding(
+                mask.name, mask=mask.array, note=f"{mask.volume_ml:.1f} mL, score {mask.score:.2f}", color=color_of(at)
+            )
+            for mask, at in zip(self.masks, self.places, strict=True)
+        ]
         boxes = [Finding(box.name or "box", box=box.voxel, note=_size(box.mm)) for box in self.boxes]
         return (*masks, *boxes)
 
@@ -187,12 +223,14 @@ class Result:
                     "name": mask.name,
                     "file": file,
                     "score": round(mask.score, 6),
+                    "present": _rounded(mask.present),
                     "volume_ml": round(mask.volume_ml, 6),
                     "voxels": measured.voxels,
                     "measurements": measured.to_dict(),
                 }
                 for mask, file, measured in zip(self.masks, self.mask_files, self.measurements, strict=True)
             ],
+            "absent": [one.to_dict() for one in self.not_drawn],
             "postprocess": [how.to_dict() for how in self.postprocess],
             "pictures": list(self.pictures),
             "scan": describe_scan(self.volume, self.scan_path),
@@ -243,27 +281,6 @@ class Result:
         findings = self.findings
         seen = [number for number, finding in enumerate(findings) if finding.visible]
         return list(zip(distinct_slugs([findings[i].name for i in seen]), seen, strict=True))
-
-
-def joined(results: Sequence[Result]) -> Result:
-    """Answers of one kind about one scan as one: texts line by line, masks and boxes in order, warnings once."""
-    first = results[0]
-    assert all(one.volume is first.volume and one.postprocess == first.postprocess for one in results)
-    return replace(
-        first,
-        prompt="\n".join(one.prompt for one in results),
-        text="\n".join(one.text for one in results),
-        boxes=tuple(box for one in results for box in one.boxes),
-        masks=(
-            *(mask for one in results for mask in one.masks[: one.num_measured]),
-            *(mask for one in results for mask in one.masks[one.num_measured :]),
-        ),
-        warnings=tuple(dict.fromkeys(warning for one in results for warning in one.warnings)),
-        seconds=sum(one.seconds for one in results),
-        measured=tuple(value for one in results for value in one.measured),
-        evidence="\n".join(one.evidence for one in results if one.evidence),
-        num_measured=sum(one.num_measured for one in results),
-    )
 
 
 def describe_scan(volume: Volume, path: Path | None) -> dict[str, Any]:
@@ -377,6 +394,10 @@ def _losses(before: FoundMask, after: FoundMask, how: PostProcess) -> list[str]:
         change = f"{before.volume_ml:.3g} to {after.volume_ml:.3g} mL"
         return [f"the mask of {before.name!r} lost more than half of its volume in post-processing ({how}): {change}"]
     return []
+
+
+def _rounded(probability: float | None) -> float | None:
+    return None if probability is None else round(probability, 6)
 
 
 def _corners(box: Box) -> dict[str, list[float]]:

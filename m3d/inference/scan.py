@@ -1,11 +1,11 @@
 """Scan: look once, ask often. The volume is encoded once and the language model's cache of it is kept.
 
-How it talks is in `m3d.inference.talking`, how it draws in `m3d.inference.drawing`.
+How it talks is in `m3d.inference.talking`, how it draws in `m3d.inference.drawing`, and how both become a `Result` in
+`m3d.inference.answering`.
 """
 
 # C = width of the mask head, (D, H, W) = the prepared grid
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,25 +19,15 @@ from torch import Tensor
 from data_prep.boxes import Box
 from data_prep.preprocess import Prepared
 from data_prep.volume import Volume
-from m3d.inference.drawing import draw, found_box, geometry_prompts
-from m3d.inference.prompting import Point
-from m3d.inference.results import FoundBox, FoundMask, Result
+from m3d.inference.answering import answer, answer_all, draw_each, draw_named, draw_pointed
+from m3d.inference.drawing import draw, geometry_prompts
+from m3d.inference.postprocess import PostProcess
+from m3d.inference.prompting import Point, ScanFrame
+from m3d.inference.results import FoundMask, Result
 from m3d.inference.session import Session
-from m3d.inference.talking import (
-    MAX_NEW_TOKENS,
-    NoMask,
-    Spoken,
-    asked_to_draw,
-    encode,
-    log_likelihoods,
-    speak_all,
-    stripped,
-)
+from m3d.inference.talking import MAX_NEW_TOKENS, NoMask, asked_to_draw, encode, log_likelihoods, stripped
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
-from m3d.models.processing import BOX_START
 from m3d.tasks.base import Phrases
-from m3d.tasks.codecs import Frac3
-from m3d.tasks.segmentation import named_masks, names_before
 from segvol_head import Prompts
 
 __all__ = ["MAX_NEW_TOKENS", "NoMask", "Scan"]
@@ -123,7 +113,7 @@ class Scan:
         """
         if not question.strip():
             raise ValueError("the question is empty")
-        return self._answer("ask", question.strip(), max_new_tokens)
+        return answer(self, "ask", question.strip(), max_new_tokens)
 
     def ask_many(
         self, questions: Sequence[str], *, max_new_tokens: int = MAX_NEW_TOKENS, keep_logits: bool = False
@@ -139,39 +129,74 @@ class Scan:
         asked = [question.strip() for question in questions]
         if not all(asked):
             raise ValueError(f"question {asked.index('') + 1} of {len(asked)} is empty")
-        return self._answer_all("ask", asked, max_new_tokens, keep_logits=keep_logits) if asked else iter(())
+        return answer_all(self, "ask", asked, max_new_tokens, keep_logits=keep_logits) if asked else iter(())
 
     def report(self, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Result:
         """Write the scan's report."""
-        return self._answer("report", Phrases()("report", "prompt"), max_new_tokens)
+        return answer(self, "report", Phrases()("report", "prompt"), max_new_tokens)
 
     def locate(self, name: str) -> Result:
         """Find a structure: its box in voxels of the scan and in mm, or the answer that it is not there."""
         prompt = Phrases()("rec.box3d", "prompt", name=stripped(name))
-        return self._answer("locate", prompt, MAX_NEW_TOKENS, stripped(name))
+        return answer(self, "locate", prompt, MAX_NEW_TOKENS, stripped(name))
 
     def segment(
-        self, name: str | None = None, *, points: Sequence[Point] | None = None, box: Box | None = None
+        self,
+        name: str | Sequence[str] | None = None,
+        *,
+        points: Sequence[Point] | None = None,
+        box: Box | None = None,
+        frame: ScanFrame = "voxel",
+        postprocess: PostProcess | None = None,
     ) -> Result:
-        """Draw a structure by name, by points and a box in voxels of the scan, or by both together.
+        """Draw a structure by name, by points and a box, or by both together; or several structures by their names.
 
-        A point is ``((d, h, w), label)``, label 1 inside and 0 outside the structure.
+        A point is ``((d, h, w), label)``, label 1 inside and 0 outside the structure; in ``frame`` "mm" it is
+        ``((x, y, z), label)`` in patient coordinates (RAS). A box has its own frame.
+
+        Of several names each has one mask, as if it were asked for alone; `Result.not_drawn` has those that the model
+        refuses. ``postprocess`` is done to the masks; see `Result.postprocessed`.
 
         Raises:
-            NoMask: The model answered the name without drawing, or drew something else.
-            ValueError: Nothing was asked for, or a point or box lies outside the scan.
+            NoMask: The model answered a name that was given alone without drawing, or drew something else.
+            ValueError: Nothing was asked for, a point or box lies outside the scan, or is given with several names.
         """
-        began = time.monotonic()
-        geometry = geometry_prompts(self.prepared, points or [], box)
-        if name is None and geometry is None:
+        how = postprocess or PostProcess()
+        if name is not None and not isinstance(name, str):
+            if points or box is not None:
+                raise ValueError(
+                    f"points and a box are about one structure, and a list of {len(name)} names is given; "
+                    "ask for each by itself, or take a session"
+                )
+            return draw_each(self, name).postprocessed(how)
+        geometry = geometry_prompts(self.prepared, points or [], box, frame=frame)
+        if name is not None:
+            return draw_named(self, name, geometry).postprocessed(how)
+        if geometry is None:
             raise ValueError("say what to segment: a name, points, a box, or several of them")
-        if name is None:
-            masks, notes = draw(self, [_label(points, box)], None, geometry)
-            return self._result("segment", "", Spoken("", None), (), masks, notes, began)
-        prompt, spoken, names = asked_to_draw(self, name)
-        masks, notes = draw(self, names, spoken.prompts, geometry)
-        own = replace(spoken, masks=())  # what it measured before it drew is none of what was asked for
-        return self._result("segment", prompt, own, (), masks, notes, began)
+        return draw_pointed(self, _label(points, box), geometry).postprocessed(how)
+
+    def segment_all(self, vocabulary: Sequence[str] | None = None, *, postprocess: PostProcess | None = None) -> Result:
+        """Draw every structure that the model has learned, or every one of a vocabulary of your own; see `segment`.
+
+        Label maps number them in the vocabulary's order, what is not drawn too.
+
+        Raises:
+            ValueError: There is no vocabulary: none is given, and the checkpoint has none.
+        """
+        names = self.vocabulary if vocabulary is None else vocabulary
+        if not names:
+            raise ValueError(
+                f"{self.model_id} does not say which structures it has learned (seg_config.vocabulary in its "
+                "config.json is empty); name those that you want"
+            )
+        return self.segment(names, postprocess=postprocess)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """The structures that the model has learned to draw, as far as its checkpoint says."""
+        seg = self.model.config.seg
+        return () if seg is None else tuple(seg.vocabulary or ())
 
     def session(self, *, feedback: bool | None = None) -> Session:
         """Draw interactively: points, boxes, scribbles, names and masks are added one by one, and taken back.
@@ -197,11 +222,8 @@ class Scan:
         Raises:
             NoMask: The model answered the name without drawing, or would draw something else.
         """
-        _, spoken, names = asked_to_draw(self, name)
-        assert spoken.prompts is not None
-        number = [said.lower() for said in names].index(name.strip().lower())
-        number = min(number, len(spoken.prompts) - 1)  # seg_config.merge="mean" has one for all
-        return spoken.prompts[number : number + 1]
+        (asked,) = asked_to_draw(self, [name])
+        return asked.willing().text_prompt
 
     def draw_one(
         self, name: str, *, text: Tensor | None, geometry: Prompts | None
@@ -209,65 +231,6 @@ class Scan:
         """One mask with its logits on the grid, and what to beware of, of a `text_prompt`, of geometry, or of both."""
         (mask,), notes = draw(self, [name], text, geometry, keep_logits=True)
         return mask, notes
-
-    # -- answers --------------------------------------------------------------------------------------------------
-
-    def _answer(self, task: str, prompt: str, max_new_tokens: int, name: str | None = None) -> Result:
-        (result,) = self._answer_all(task, [prompt], max_new_tokens, name)
-        return result
-
-    def _answer_all(
-        self,
-        task: str,
-        prompts: Sequence[str],
-        max_new_tokens: int,
-        name: str | None = None,
-        *,
-        keep_logits: bool = False,
-    ) -> Iterator[Result]:
-        began = time.monotonic()
-        all_spoken = speak_all(self, prompts, max_new_tokens)
-        talking = (time.monotonic() - began) / len(prompts)
-        for prompt in prompts:
-            spoken = all_spoken.pop(0)  # masks of what was measured go when their answer has gone
-            began = time.monotonic() - talking
-            drawn = draw(self, named_masks(spoken.text), spoken.prompts, None, keep_logits=keep_logits)
-            masks, notes = (*spoken.masks, *drawn[0]), (*spoken.notes, *drawn[1])
-            codec = Frac3()
-            found = codec.decode(spoken.text)
-            names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
-            names += [""] * (len(found) - len(names))
-            boxes = tuple(found_box(self.prepared, box, said) for box, said in zip(found, names, strict=False))
-            if codec.counts["unparsed"]:
-                notes = (*notes, f"{codec.counts['unparsed']} boxes of the answer could not be read")
-            yield self._result(task, prompt, spoken, boxes, masks, notes, began)
-
-    def _result(
-        self,
-        task: str,
-        prompt: str,
-        spoken: Spoken,
-        boxes: tuple[FoundBox, ...],
-        masks: tuple[FoundMask, ...],
-        notes: tuple[str, ...],
-        began: float,
-    ) -> Result:
-        return Result(
-            task=task,
-            prompt=prompt,
-            text=spoken.text,
-            boxes=boxes,
-            masks=masks,
-            volume=self.volume,
-            scan_path=self.path,
-            model_id=self.model_id,
-            preprocess=self.processor.preprocess.to_dict(),
-            warnings=(*self.warnings, *notes),
-            seconds=time.monotonic() - began,
-            measured=spoken.measured,
-            evidence=spoken.evidence,
-            num_measured=len(spoken.masks),
-        )
 
 
 def _label(points: Sequence[Point] | None, box: Box | None) -> str:

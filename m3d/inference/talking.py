@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +34,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_NEW_TOKENS",
+    "Asked",
+    "Given",
     "NoMask",
     "Spoken",
     "asked_to_draw",
+    "distinct_names",
     "encode",
+    "given_answers",
     "log_likelihoods",
     "speak_all",
     "stripped",
 ]
 
 MAX_NEW_TOKENS = 512
+AT_ONCE = 8
+"""Names that are asked for at once: each has a copy of the language model's cache of the volume."""
 
 
 class NoMask(ValueError):
@@ -105,24 +111,75 @@ def speak_all(scan: Scan, prompts: Sequence[str], max_new_tokens: int) -> list[S
     ]
 
 
-def asked_to_draw(scan: Scan, name: str) -> tuple[str, Spoken, list[str]]:
-    """The prompt for a name, what was said to it, and the names of its masks, of which one is that name.
+@dataclass(frozen=True)
+class Asked:
+    """What was said to a name that the model was asked to draw; ``masks`` are the names of what it draws, in order.
+
+    ``refused`` says why none of them is that name; it is empty where one is.
+    """
+
+    name: str
+    prompt: str
+    spoken: Spoken
+    masks: tuple[str, ...]
+    refused: str = ""
+
+    @classmethod
+    def of(cls, name: str, prompt: str, spoken: Spoken) -> Asked:
+        """Find the name in the answer."""
+        if spoken.prompts is None:
+            return cls(name, prompt, spoken, (), f"the model answered {spoken.text!r} without {SEG_TOKEN}")
+        # "Sure, it is [SEG]." names nothing: that mask is what was asked for.
+        masks = tuple(said or name for said in named_masks(spoken.text))
+        if name.lower() not in [said.lower() for said in masks]:
+            drawn = ", ".join(map(repr, masks))
+            return cls(name, prompt, spoken, masks, f"the model drew {drawn} instead; it may not know that name")
+        return cls(name, prompt, spoken, masks)
+
+    def willing(self) -> Asked:
+        """Itself.
+
+        Raises:
+            NoMask: The model refused.
+        """
+        if self.refused:
+            raise NoMask(f"no mask of {self.name!r}: {self.refused}")
+        return self
+
+    @property
+    def text_prompt(self) -> Tensor:
+        """What the mask head is told of the name alone, ``(1, C)``."""
+        assert self.spoken.prompts is not None and not self.refused
+        number = [said.lower() for said in self.masks].index(self.name.lower())
+        number = min(number, len(self.spoken.prompts) - 1)  # seg_config.merge="mean" has one for all
+        return self.spoken.prompts[number : number + 1]
+
+
+def asked_to_draw(scan: Scan, names: Sequence[str]) -> Iterator[Asked]:
+    """Ask the model to draw each name; a few are asked at once, each in a conversation of its own.
 
     Raises:
-        NoMask: The model answered the name without drawing, or would draw something else.
-        ValueError: The name is empty.
+        ValueError: A name is empty.
     """
-    asked = stripped(name)
-    prompt = Phrases()("seg.sem", "prompt", names=f"the {asked}")
-    (spoken,) = speak_all(scan, [prompt], MAX_NEW_TOKENS)
-    if spoken.prompts is None:
-        raise NoMask(f"no mask of {name!r}: the model answered {spoken.text!r} without [SEG]")
-    # "Sure, it is [SEG]." names nothing: that mask is what was asked for.
-    names = [said or asked for said in named_masks(spoken.text)]
-    if asked.lower() not in [said.lower() for said in names]:
-        drawn = ", ".join(map(repr, names))
-        raise NoMask(f"no mask of {asked!r}: the model drew {drawn} instead; it may not know that name")
-    return prompt, spoken, names
+    names = [stripped(name) for name in names]
+    for first in range(0, len(names), AT_ONCE):
+        some = names[first : first + AT_ONCE]
+        prompts = [Phrases()("seg.sem", "prompt", names=f"the {name}") for name in some]
+        yield from map(Asked.of, some, prompts, speak_all(scan, prompts, MAX_NEW_TOKENS))
+
+
+def distinct_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names without the space around them, each once, whatever its letters' case.
+
+    Raises:
+        ValueError: There are none, or one is empty.
+    """
+    found: dict[str, str] = {}
+    for name in map(stripped, names):
+        found.setdefault(name.lower(), name)
+    if not found:
+        raise ValueError("no names: name structures, such as ['mandible', 'brainstem']")
+    return tuple(found.values())
 
 
 def stripped(name: str) -> str:
@@ -136,22 +193,41 @@ def stripped(name: str) -> str:
     return name.strip()
 
 
-@torch.inference_mode()
 def log_likelihoods(scan: Scan, prompt: str, answers: Sequence[str]) -> tuple[float, ...]:
     """See `Scan.log_likelihoods`."""
     if not answers:
         raise ValueError("no answers to judge: give at least one")
+    return tuple(given_answers(scan, [(prompt, answer) for answer in answers]).likelihoods.tolist())
+
+
+@dataclass(frozen=True)
+class Given:
+    """R exchanges that the model was made to read: how likely it finds their answers, in nats, ``(R,)``.
+
+    ``states`` are the last ones behind the volume, ``(R, T, E)``, ``said`` the answers' tokens there, else -1.
+    """
+
+    likelihoods: Tensor
+    states: Tensor
+    said: Tensor
+
+
+@torch.inference_mode()
+def given_answers(scan: Scan, exchanges: Sequence[tuple[str, str]]) -> Given:
+    """Let the model read prompts with answers that are given to it, all at once."""
     model, processor = scan.model, scan.processor
-    rows = [encode_exchange(processor.tokenizer, processor.write(prompt), answer) for answer in answers]
+    rows = [encode_exchange(processor.tokenizer, processor.write(prompt), answer) for prompt, answer in exchanges]
     read, longest = scan.prefix.get_seq_length(), max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows], device=model.device)
     labels = torch.tensor([some + [IGNORED] * (longest - len(some)) for _, some in rows], device=model.device)
     prefix = copy.deepcopy(scan.prefix)
     prefix.batch_repeat_interleave(len(rows))
-    logits = model(input_ids=ids[:, read:], past_key_values=prefix).logits[:, :-1]
+    out = model(input_ids=ids[:, read:], past_key_values=prefix, output_hidden_states=True)
     following = labels[:, read + 1 :]
-    lost = F.cross_entropy(logits.flatten(0, 1).float(), following.flatten(), ignore_index=IGNORED, reduction="none")
-    return tuple((-lost.view(following.shape).sum(dim=1)).tolist())
+    logits = out.logits[:, :-1].flatten(0, 1).float()
+    lost = F.cross_entropy(logits, following.flatten(), ignore_index=IGNORED, reduction="none")
+    said = torch.where(labels == IGNORED, -1, ids)[:, read:]
+    return Given(-lost.view(following.shape).sum(dim=1), out.hidden_states[-1], said)
 
 
 class _Evidence:

@@ -66,6 +66,7 @@ class M3DSegConfig(PreTrainedConfig):
     ``upscale_norm="volume"`` is the published LayerNorm over channels and space; ``channel`` fits any grid.
     ``mask_prompt`` adds the previous-mask prompt, which the published weights never learned.
     Where the encoder that it looks through has detail, the head draws with it.
+    ``vocabulary`` are the names of the structures that it has learned to draw.
     """
 
     model_type = "m3d_seg"
@@ -83,12 +84,14 @@ class M3DSegConfig(PreTrainedConfig):
     mask_prompt: bool = False
     projector_dropout: float = 0.1
     merge: Literal["each", "mean"] = "each"
+    vocabulary: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:  # noqa: ANN401
         """Refuse unknown switches."""
         _one_of("coordinates", self.coordinates, ("published", "grid"))
         _one_of("upscale_norm", self.upscale_norm, ("volume", "channel"))
         _one_of("merge", self.merge, ("each", "mean"))
+        self.vocabulary = list(self.vocabulary or [])
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property

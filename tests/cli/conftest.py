@@ -1,5 +1,6 @@
 """The command line with a model that needs no weights: it prepares scans for real and answers by rule."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from data_prep.preprocess import Foreground, Preprocess, Window
 from data_prep.volume import Volume
 from m3d.cli import main
 from m3d.inference import checkpoints, overlay
-from m3d.inference.results import FoundBox, FoundMask, Result
+from m3d.inference.postprocess import PostProcess
+from m3d.inference.prompting import place_box, place_points
+from m3d.inference.results import FoundBox, FoundMask, NotDrawn, Result
 from m3d.inference.scan import NoMask
 
 PREPROCESS = Preprocess(grid=(8, 16, 16), intensity=Window(-200, 400), crop=Foreground(-400), spacing=(4.0, 4.0, 4.0))
@@ -51,10 +54,32 @@ class FakeScan:
         voxel = box_of_mask(self.volume.array > 200, name)
         return self._result("locate", name, "Here.", boxes=(FoundBox(name, voxel, to_mm(voxel, self.volume.affine)),))
 
-    def segment(self, name: str | None = None, *, points: Any = None, box: Box | None = None) -> Result:
-        self.calls.append(("segment", (name, points, box)))
+    def segment(
+        self,
+        name: str | list[str] | None = None,
+        *,
+        points: Any = None,
+        box: Box | None = None,
+        frame: Any = "voxel",
+        postprocess: PostProcess | None = None,
+    ) -> Result:
+        placed = [(place_points([at], self.volume, frame=frame)[0], label) for at, label in points or []] or None
+        self.calls.append(("segment", (name, placed, None if box is None else place_box(box, self.volume))))
+        cleaning = postprocess or PostProcess()
+        if isinstance(name, list):
+            answers = [self._drawn(one) for one in name if one != "ghost"]
+            refused = tuple(NotDrawn(one, "the model answered 'No.' without [SEG]") for one in name if one == "ghost")
+            masks = tuple(mask for answer in answers for mask in answer.masks)
+            both = self._result("segment", "", "It is [SEG].", masks=masks)
+            return dataclasses.replace(both, asked=tuple(name), not_drawn=refused).postprocessed(cleaning)
         if name == "ghost":
             raise NoMask("no mask of 'ghost': the model answered 'There is no ghost.' without [SEG]")
+        return self._drawn(name).postprocessed(cleaning)
+
+    def segment_all(self, *, postprocess: PostProcess | None = None) -> Result:
+        return self.segment(["mandible", "ghost", "nothing"], postprocess=postprocess)
+
+    def _drawn(self, name: str | None) -> Result:
         mask = self.volume.array > (1e9 if name == "nothing" else 200)
         found = FoundMask(
             "larynx" if name == "impostor" else name or "prompted", mask, 0.9, float(mask.sum() * self.volume.voxel_ml)

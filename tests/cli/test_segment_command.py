@@ -63,17 +63,47 @@ def test_a_volume_that_is_none_is_told_before_the_model_is_loaded(fake, run, ct)
 
 def test_several_names_are_one_result(fake, run, ct):
     code, out, err = run("segment", ct, "mandible", "brainstem")
-    assert code == 0 and "mandible: 6." in out and "brainstem: 6." in out
-    assert [call[1][0] for call in fake.calls] == ["mandible", "brainstem"]
+    assert code == 0 and "mandible: 6." in out and "brainstem: 6." in out and "[SEG]" not in out
+    assert [call[1][0] for call in fake.calls] == [["mandible", "brainstem"]]
     assert len(fake.loads) == 1
     assert [mask["file"] for mask in result()["masks"]] == ["mandible.nii.gz", "brainstem.nii.gz"]
-    assert err.count("a warning of preparation") == 1 and result()["seconds"] == 1.0
+    assert err.count("a warning of preparation") == 1
+    assert result()["absent"] == []
+
+
+def test_of_several_names_those_that_are_refused_are_said(fake, run, ct):
+    code, out, _ = run("segment", ct, "ghost", "mandible", "--labels")
+    assert code == 0 and "ghost: not drawn: the model answered 'No.' without [SEG]" in out
+    assert [one["name"] for one in result()["absent"]] == ["ghost"]
+    labels = json.loads(Path("out/label-map.json").read_text())["labels"]
+    assert [(label["value"], label["name"], label["drawn"]) for label in labels] == [
+        (1, "ghost", False),
+        (2, "mandible", True),
+    ]
+    assert run("segment", ct, "ghost", "--force")[0] == 1, "a name that is alone"
+
+
+def test_all_is_the_vocabulary_as_a_label_map(fake, run, ct):
+    code, out, err = run("segment", ct, "--all", "--min-volume", "0.1")
+    assert code == 0 and "mandible: 6." in out and "ghost: not drawn" in out and "nothing: 0.0 mL" in out
+    assert f"saved {Path('out') / 'label-map.png'}" in err
+    assert result()["postprocess"][0]["min_volume_ml"] == 0.1
+    labels = json.loads(Path("out/label-map.json").read_text())["labels"]
+    assert [(label["name"], label["voxels"]) for label in labels] == [("mandible", 150), ("ghost", 0), ("nothing", 0)]
+
+
+@pytest.mark.parametrize("words", [["mandible"], ["--point", "4,5,6"], ["--box", "1,1,1,3,3,3"]])
+def test_all_beside_something_else_is_refused(words, fake, run, ct, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("segment", ct, *words, "--all")
+    assert stop.value.code == 2 and "--all draws all that the model has learned" in capsys.readouterr().err
+    assert not fake.loads
 
 
 def test_a_label_map_comes_beside_the_result(fake, run, ct):
     code, _, err = run("segment", ct, "mandible", "nothing", "--labels", "--overlaps", "last")
     assert code == 0
-    for name in ("label-map.nii.gz", "label-map.txt", "label-map.ctbl", "label-map.json"):
+    for name in ("label-map.nii.gz", "label-map.txt", "label-map.ctbl", "label-map.png", "label-map.json"):
         assert f"saved {Path('out') / name}" in err and (Path("out") / name).is_file()
     facts = json.loads(Path("out/label-map.json").read_text())
     assert facts["overlaps"] == "last"

@@ -10,14 +10,19 @@ import numpy as np
 import pytest
 
 from data_prep.volume import Volume
-from m3d.inference import label_map
-from m3d.inference.label_map import color_of, write_label_map
-from m3d.inference.overlay import PALETTE
-from m3d.inference.results import FoundMask, Result
+from m3d.inference import label_map, overlay
+from m3d.inference.colors import PALETTE, color_of
+from m3d.inference.label_map import write_label_map
+from m3d.inference.results import FoundMask, NotDrawn, Result
 
 AFFINE = np.array([[0, 0, -1.5, 30], [0, -2.0, 0, 20], [3.0, 0, 0, -10], [0, 0, 0, 1]])
 SHAPE = (10, 12, 14)
-FILES = {"label-map.nii.gz", "label-map.txt", "label-map.ctbl", "label-map.json"}
+FILES = {"label-map.nii.gz", "label-map.txt", "label-map.ctbl", "label-map.png", "label-map.json"}
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    monkeypatch.setattr(overlay, "DPI", 40)
 
 
 def block(lo: int, hi: int) -> np.ndarray:
@@ -96,11 +101,11 @@ def test_json_says_everything_and_no_path(tmp_path):
     facts = said(tmp_path)
     assert facts["labels"] == [
         {
-            "value": 1, "name": "left parotid", "slug": "left_parotid", "color": "#56B4E9",
+            "value": 1, "name": "left parotid", "drawn": True, "slug": "left_parotid", "color": "#56B4E9",
             "file": "label-map.nii.gz", "voxels": 27, "hidden_voxels": 0,
         },
         {
-            "value": 2, "name": "mandible", "slug": "mandible", "color": "#E69F00",
+            "value": 2, "name": "mandible", "drawn": True, "slug": "mandible", "color": "#E69F00",
             "file": "label-map.nii.gz", "voxels": 215, "hidden_voxels": 1,
         },
     ]  # fmt: skip
@@ -150,6 +155,55 @@ def test_an_empty_mask_keeps_its_value(tmp_path):
     write_label_map(tmp_path, result(nothing=block(1, 1), some=block(1, 3)))
     assert [(label["value"], label["voxels"]) for label in said(tmp_path)["labels"]] == [(1, 0), (2, 8)]
     assert np.unique(read(tmp_path / "label-map.nii.gz")).tolist() == [0, 2]
+
+
+def test_labels_mean_the_same_for_every_scan_whatever_is_drawn(tmp_path):
+    names = ("a", "ghost", "b", "banana", "c")
+    missing = tuple(NotDrawn(name, "the model drew 'a' instead") for name in ("ghost", "banana"))
+    answer = replace(result(a=block(1, 3), b=block(2, 6), c=block(7, 9)), asked=names, not_drawn=missing)
+    for overlaps in ("smaller", "last", "keep"):
+        write_label_map(tmp_path, answer, overlaps=overlaps, force=True)
+        labels = said(tmp_path)["labels"]
+        assert [(label["value"], label["name"], label["drawn"]) for label in labels] == [
+            (1, "a", True), (2, "ghost", False), (3, "b", True), (4, "banana", False), (5, "c", True),
+        ]  # fmt: skip
+        assert [label["color"] for label in labels] == list(PALETTE[:5])
+        assert labels[1]["voxels"] == labels[1]["hidden_voxels"] == 0
+        assert (read(tmp_path / labels[4]["file"])[block(7, 9)] == 5).all()
+        assert (read(tmp_path / labels[2]["file"])[5, 5, 5]) == 3
+    assert np.unique(read(tmp_path / "label-map.nii.gz")).tolist() == [0, 1, 5]  # b shares a voxel with a
+    assert list(as_itk_snap_reads(tmp_path / "label-map.txt")) == [0, 1, 2, 3, 4, 5]
+    assert as_slicer_reads(tmp_path / "label-map.ctbl")[4][0] == "banana"
+
+
+def test_where_nothing_was_drawn_the_map_is_empty_and_names_what_was_asked_for(tmp_path):
+    answer = replace(result(), asked=("ghost",), not_drawn=(NotDrawn("ghost", "it is not there"),))
+    write_label_map(tmp_path, answer)
+    assert not read(tmp_path / "label-map.nii.gz").any()
+    assert [(label["name"], label["drawn"]) for label in said(tmp_path)["labels"]] == [("ghost", False)]
+
+
+def test_the_picture_shows_all_masks_in_the_maps_colours(tmp_path, monkeypatch):
+    shown = []
+    draw = label_map.save_overlay
+    monkeypatch.setattr(
+        label_map, "save_overlay", lambda *given, **more: (shown.append((given[2], more)), draw(*given, **more))
+    )
+    answer = replace(result(a=block(1, 4), b=block(3, 9), d=block(5, 7)), asked=("a", "b", "c", "d"))
+    write_label_map(tmp_path, answer)
+    ((findings, how),) = shown
+    assert [(one.name, one.color) for one in findings] == list(zip("abcd", PALETTE, strict=False))
+    assert [label["color"] for label in said(tmp_path)["labels"]] == [one.color for one in findings]
+    assert how["centre"] == (5, 5, 5) and how["title"] == "3 of 4 structures"  # slices 3, 5 and 6 cut two masks
+    image = pyplot_free_pixels(tmp_path / "label-map.png")
+    for color in (PALETTE[1], PALETTE[3]):
+        assert (np.abs(image - np.array(list(bytes.fromhex(color[1:])))).max(axis=-1) < 30).any()
+
+
+def pyplot_free_pixels(path: Path) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
 
 
 def test_more_than_255_labels_are_uint16_on_the_same_grid(tmp_path):

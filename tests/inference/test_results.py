@@ -12,7 +12,8 @@ import pytest
 from data_prep.boxes import box_of_mask, to_mm
 from data_prep.volume import Volume
 from m3d.inference import results
-from m3d.inference.results import FoundBox, FoundMask, FoundMeasure, Result, joined, slug, staged
+from m3d.inference.colors import color_of
+from m3d.inference.results import FoundBox, FoundMask, NotDrawn, Result, slug, staged
 
 AFFINE = np.array([[0, 0, -1.5, 30], [0, -2.0, 0, 20], [3.0, 0, 0, -10], [0, 0, 0, 1]])
 SHAPE = (10, 12, 14)
@@ -79,6 +80,7 @@ def test_json_says_everything_and_only_that():
                 "name": "left parotid",
                 "file": "left_parotid.nii.gz",
                 "score": 0.875,
+                "present": None,
                 "volume_ml": 0.243,
                 "voxels": 27,
                 "measurements": {
@@ -94,6 +96,7 @@ def test_json_says_everything_and_only_that():
                 },
             }
         ],
+        "absent": [],
         "postprocess": [],
         "pictures": ["left_parotid.png", "left_parotid_2.png"],
         "scan": {
@@ -233,19 +236,17 @@ def test_a_mask_on_another_grid_is_our_own_mistake():
         result(found("a", np.zeros((2, 2, 2), bool)))
 
 
-def test_answers_about_one_scan_become_one():
-    scan = volume()
-    first = replace(result(found("a", block(1, 1, 1)), boxes=(box_of("a", block(1, 1, 1)),)), volume=scan, seconds=1.0)
-    measured = FoundMeasure("volume", ("c",), 0.2, "mL")
-    second = replace(
-        result(found("c", block(3, 3, 3)), found("b", block(2, 2, 2))),
-        volume=scan, text="There is b [SEG].", measured=(measured,), evidence="c [SEG] volume: 0.2", num_measured=1,
-        warnings=("no voxel is negative", "another"), seconds=2.5,
+def test_what_was_not_drawn_is_said_and_colours_go_by_what_was_asked_for():
+    names = ("ghost", "b", "c", "a")
+    both = replace(
+        result(found("b", block(2, 2, 2)), found("a", block(1, 1, 1))),
+        asked=names, not_drawn=(NotDrawn("ghost", "no such thing"), NotDrawn("c", "drew d", 0.125)),
     )  # fmt: skip
-    both = joined([first, second])
-    assert [mask.name for mask in both.masks] == ["c", "a", "b"] and both.num_measured == 1
-    assert both.text == "Here is the left parotid [SEG].\nThere is b [SEG]."
-    assert (both.measured, both.evidence) == ((measured,), "c [SEG] volume: 0.2")
-    assert both.warnings == ("no voxel is negative", "another") and both.seconds == 3.5
-    assert [box.name for box in both.boxes] == ["a"]
-    assert joined([first]).to_dict() == first.to_dict()
+    assert both.absent == ("ghost", "c")
+    assert both.to_dict()["absent"] == [
+        {"name": "ghost", "reason": "no such thing", "present": None},
+        {"name": "c", "reason": "drew d", "present": 0.125},
+    ]
+    assert [finding.color for finding in both.findings] == [color_of(1), color_of(3)]
+    alone = result(found("b", block(2, 2, 2)), found("a", block(1, 1, 1)))
+    assert [finding.color for finding in alone.findings] == [color_of(0), color_of(1)]

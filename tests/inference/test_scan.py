@@ -16,6 +16,7 @@ from data_prep.write import write_volume
 from m3d.inference import talking
 from m3d.inference.checkpoints import resolve
 from m3d.inference.measuring import plain_words
+from m3d.inference.postprocess import PostProcess
 from m3d.inference.results import FoundMeasure
 from m3d.inference.talking import _written
 from m3d.models.box_head import number_reader
@@ -304,6 +305,72 @@ def test_a_name_and_geometry_reach_the_head_together(scan, monkeypatch):
 def test_wrong_prompts_are_refused(scan, wrong, said):
     with pytest.raises(ValueError, match=said):
         scan.segment(**wrong)
+
+
+def test_a_point_and_a_box_may_be_in_mm(scan):
+    at, box = (3, 7, 8), Box(lo=(2, 4, 6), hi=(6, 12, 12))
+    mm = (scan.volume.affine @ [*at, 1])[:3].tolist()
+    corners = np.array([scan.volume.affine @ [*np.subtract(corner, 0.5), 1] for corner in (box.lo, box.hi)])[:, :3]
+    patient = Box(tuple(corners.min(axis=0)), tuple(corners.max(axis=0)), "mm")
+    here = scan.segment(points=[(at, 1)], box=box).masks[0]
+    there = scan.segment(points=[(mm, 1)], box=patient, frame="mm").masks[0]
+    assert np.array_equal(here.array, there.array)
+    with pytest.raises(ValueError, match="frame='mm', but the box is in voxels"):
+        scan.segment(points=[(mm, 1)], box=box, frame="mm")
+
+
+def test_several_names_are_one_mask_each_and_what_is_refused_is_said(scan):
+    found = scan.segment([" block", "ghost", "thing", "banana", "Block"])
+    assert found.asked == ("block", "ghost", "thing", "banana")
+    assert [mask.name for mask in found.masks] == ["block", "thing"]
+    assert found.absent == ("ghost", "banana")
+    ghost, banana = found.not_drawn
+    assert ghost.reason == "the model answered 'There is no ghost in this scan.' without [SEG]"
+    assert banana.reason == "the model drew 'block' instead; it may not know that name"
+    for mask in found.masks:
+        assert np.array_equal(mask.array, scan.segment(mask.name).masks[0].array)
+    assert found.text.splitlines()[1:3] == ["There is no ghost in this scan.", "Sure, it is [SEG]."]
+
+
+def test_more_names_than_are_asked_at_once_keep_their_order(scan, monkeypatch):
+    asked, speak = [], talking.speak_all
+    monkeypatch.setattr(talking, "speak_all", lambda scan, some, n: (asked.append(len(some)), speak(scan, some, n))[1])
+    monkeypatch.setattr(talking, "AT_ONCE", 2)
+    found = scan.segment(["ghost", "thing", "block"])
+    assert asked == [2, 1] and found.asked == ("ghost", "thing", "block")
+    assert [mask.name for mask in found.masks] == ["thing", "block"]
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "said"),
+    [
+        ([], {}, "no names"),
+        (["block", " "], {}, "the name is empty"),
+        (["block", "thing"], {"points": [((3, 7, 8), 1)]}, "a list of 2 names is given; ask for each by itself"),
+        (["block"], {"box": Box(lo=(2, 4, 6), hi=(6, 12, 12))}, "points and a box are about one structure"),
+    ],
+)
+def test_several_names_that_cannot_be_drawn_are_refused(scan, names, more, said):
+    with pytest.raises(ValueError, match=said):
+        scan.segment(names, **more)
+
+
+def test_all_is_the_vocabulary_of_the_checkpoint(scan, monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"taught does not say which structures it has learned \(seg_config\.vocabulary"
+    ):
+        scan.segment_all()
+    monkeypatch.setattr(scan.model.config.seg, "vocabulary", ["block", "ghost"])
+    found = scan.segment_all()
+    assert scan.vocabulary == found.asked == ("block", "ghost") and found.absent == ("ghost",)
+    assert scan.segment_all(["ghost", "thing"]).asked == ("ghost", "thing")
+
+
+def test_masks_are_cleaned_where_that_is_asked_for(scan):
+    large = PostProcess(min_volume_ml=50.0)
+    for found in (scan.segment("block", postprocess=large), scan.segment(["block"], postprocess=large)):
+        assert found.postprocess == (large,) and not found.masks[0].array.any()
+    assert not scan.segment("block").postprocess
 
 
 def test_a_blinded_scan_does_not_see(scan, truth):

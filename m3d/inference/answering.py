@@ -1,0 +1,128 @@
+"""Answers of a scan: what was said to a prompt, and drawn for it, put together as a `Result`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from m3d.inference.drawing import draw, found_box
+from m3d.inference.results import FoundBox, FoundMask, NotDrawn, Result
+from m3d.inference.talking import Spoken, asked_to_draw, distinct_names, speak_all
+from m3d.models.processing import BOX_START
+from m3d.tasks.codecs import Frac3
+from m3d.tasks.segmentation import named_masks, names_before
+from segvol_head import Prompts
+
+if TYPE_CHECKING:
+    from m3d.inference.scan import Scan
+
+__all__ = ["answer", "answer_all", "draw_each", "draw_named", "draw_pointed"]
+
+
+def answer(scan: Scan, task: str, prompt: str, max_new_tokens: int, name: str | None = None) -> Result:
+    """What is said to a prompt, with its boxes and masks; boxes are of ``name`` where it is given."""
+    (result,) = answer_all(scan, task, [prompt], max_new_tokens, name)
+    return result
+
+
+def answer_all(
+    scan: Scan,
+    task: str,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    name: str | None = None,
+    *,
+    keep_logits: bool = False,
+) -> Iterator[Result]:
+    """Several prompts asked at once; answers come one by one, so that masks need not stay in memory."""
+    began = time.monotonic()
+    all_spoken = speak_all(scan, prompts, max_new_tokens)
+    talking = (time.monotonic() - began) / len(prompts)
+    for prompt in prompts:
+        spoken = all_spoken.pop(0)  # masks of what was measured go when their answer has gone
+        began = time.monotonic() - talking
+        drawn = draw(scan, named_masks(spoken.text), spoken.prompts, None, keep_logits=keep_logits)
+        masks, notes = (*spoken.masks, *drawn[0]), (*spoken.notes, *drawn[1])
+        codec = Frac3()
+        found = codec.decode(spoken.text)
+        names = names_before(spoken.text, BOX_START) if name is None else [name] * len(found)
+        names += [""] * (len(found) - len(names))
+        boxes = tuple(found_box(scan.prepared, box, said) for box, said in zip(found, names, strict=False))
+        if codec.counts["unparsed"]:
+            notes = (*notes, f"{codec.counts['unparsed']} boxes of the answer could not be read")
+        yield _result(scan, task, prompt, spoken, boxes, masks, notes, began)
+
+
+def draw_pointed(scan: Scan, label: str, geometry: Prompts) -> Result:
+    """The one mask of points and a box, which nothing is said to."""
+    began = time.monotonic()
+    masks, notes = draw(scan, [label], None, geometry)
+    return _result(scan, "segment", "", Spoken("", None), (), masks, notes, began)
+
+
+def draw_named(scan: Scan, name: str, geometry: Prompts | None) -> Result:
+    """All masks of the answer to one name.
+
+    Raises:
+        NoMask: None of them is of that name.
+    """
+    began = time.monotonic()
+    (asked,) = asked_to_draw(scan, [name])
+    asked.willing()
+    masks, notes = draw(scan, asked.masks, asked.spoken.prompts, geometry)
+    own = replace(asked.spoken, masks=())  # what it measured before it drew is none of what was asked for
+    return _result(scan, "segment", asked.prompt, own, (), masks, notes, began)
+
+
+def draw_each(scan: Scan, names: Sequence[str]) -> Result:
+    """One mask of each name, and which names have none."""
+    began = time.monotonic()
+    wanted = distinct_names(names)
+    spoken, prompts, masks, notes, refused = list[str](), list[str](), list[FoundMask](), list[str](), list[NotDrawn]()
+    with tqdm(total=len(wanted), desc="drawing", unit="name", leave=False, disable=None) as bar:
+        for asked in asked_to_draw(scan, wanted):
+            prompts.append(asked.prompt)
+            spoken.append(asked.spoken.text)
+            notes.extend(asked.spoken.notes)
+            if asked.refused:
+                refused.append(NotDrawn(asked.name, asked.refused))
+            else:
+                (mask,), beware = draw(scan, [asked.name], asked.text_prompt, None)
+                masks.append(mask)
+                notes.extend(beware)
+            bar.update()
+    all_said = Spoken("\n".join(spoken), None, notes=tuple(dict.fromkeys(notes)))
+    result = _result(scan, "segment", "\n".join(prompts), all_said, (), tuple(masks), all_said.notes, began)
+    return replace(result, asked=wanted, not_drawn=tuple(refused))
+
+
+def _result(
+    scan: Scan,
+    task: str,
+    prompt: str,
+    spoken: Spoken,
+    boxes: tuple[FoundBox, ...],
+    masks: tuple[FoundMask, ...],
+    notes: tuple[str, ...],
+    began: float,
+) -> Result:
+    return Result(
+        task=task,
+        prompt=prompt,
+        text=spoken.text,
+        boxes=boxes,
+        masks=masks,
+        volume=scan.volume,
+        scan_path=scan.path,
+        model_id=scan.model_id,
+        preprocess=scan.processor.preprocess.to_dict(),
+        warnings=(*scan.warnings, *notes),
+        seconds=time.monotonic() - began,
+        measured=spoken.measured,
+        evidence=spoken.evidence,
+        num_measured=len(spoken.masks),
+    )
