@@ -21,6 +21,8 @@ from data_prep.derived.measures import measure
 from data_prep.derived.scene import Scene
 from data_prep.volume import Volume
 from m3d.models import M3DForConditionalGeneration, M3DVolumeFeatures
+from m3d.models.packed_mask import window_of
+from m3d.models.processing import plain_words
 from m3d.tasks.evidence import Asking, asking
 
 __all__ = ["measured_on", "plain_words", "speak"]
@@ -43,6 +45,20 @@ def speak(
     """
     read = 0 if past is None else past.get_seq_length()
     longest = max(len(ids) for ids in prompts)
+    window = window_of(model.config.text)
+    uneven = past is not None and len({len(ids) for ids in prompts}) > 1
+    if uneven and window is not None and longest + max_new_tokens > window:  # which padding would take up
+        return [
+            speak(
+                model,
+                tokenizer,
+                [ids],
+                measured=lambda _, asked, sequence, number=number: measured(number, asked, sequence),  # type: ignore[misc]
+                max_new_tokens=max_new_tokens,
+                past=past,
+            )[0]
+            for number, ids in enumerate(prompts)
+        ]
     padded, mask = [], []
     for ids in prompts:  # what all have read, padding, and the rest
         gap = ids.new_full((longest - len(ids),), tokenizer.pad_token_id)
@@ -65,13 +81,6 @@ def speak(
         **seen,
     )
     return [rows.ended(row, number, tokenizer.eos_token_id) for number, row in enumerate(torch.as_tensor(out))]
-
-
-def plain_words(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """An answer's words, boxes and ``[SEG]`` included, whose space the token took along."""
-    silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    text = str(tokenizer.decode([token for token in tokens if token not in silent], skip_special_tokens=False))
-    return " [SEG]".join(part.rstrip() for part in text.split("[SEG]")).strip()
 
 
 @dataclass(frozen=True)

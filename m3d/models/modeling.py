@@ -8,7 +8,6 @@ The parts are the vision tower (`encoders`), the perceiver, any Hugging Face cau
 # B = rows of text, T = tokens, V = volumes, K = language tokens a volume, N = patches (d h w), C = vision width,
 # E = language width, M = masks
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,25 +18,24 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     GenerationMixin,
     PreTrainedModel,
 )
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import ModelOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from encoders.vit3d import PatchEmbedding, ViT3D
 from m3d.models.box_head import number_reader
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
+from m3d.models.own_init import OWN_INIT, init_as_torch_does, keep_own_head, keep_own_init
 from m3d.models.packed_mask import for_attention
 from m3d.models.perceiver import build_perceiver
 from m3d.models.seg_token import SegTokens, find_seg_tokens, mean_per_row, seg_states
 from m3d.models.splice import places_before, splice
 from segvol_head import ImageFeatures, MaskDecoder3D, PromptEncoder3D, Prompts, SegVol
-from segvol_head.prompt_encoder import RandomFourierPosition
 
-OUTSIDE_LOGIT = -6.0
-OWN_INIT, OUTSIDE_BIAS, UNIT_GAIN = "_m3d_own_init", "_m3d_outside_bias", "_m3d_unit_gain"
 NO_HEAD = "this checkpoint has no mask head (its seg_config is null); use one that draws"
 
 
@@ -116,47 +114,6 @@ class M3DOutput(ModelOutput):
     volume_features: M3DVolumeFeatures | None = None
 
 
-def _keep_own_init(*parts: nn.Module | None) -> None:
-    """Mark layers for `_init_as_torch_does`: transformers asks about each layer alone, without its place."""
-    for layer in (layer for part in parts if part is not None for layer in part.modules()):
-        setattr(layer, OWN_INIT, True)
-
-
-def _keep_own_head(head: SegVol, projector: nn.Sequential) -> None:
-    _keep_own_init(projector, head.prompt_encoder, head.mask_decoder, head.detail_hyper, head.detail_align)
-    for layer in projector:
-        setattr(layer, UNIT_GAIN, True)
-    if isinstance(head.image_encoder, ViT3D):
-        _keep_own_init(head.image_encoder.detail, head.image_encoder.detail_embedding)
-    if head.detail_hyper is not None:
-        setattr(head.detail_hyper.layers[-1], OUTSIDE_BIAS, True)
-
-
-def _init_as_torch_does(layer: nn.Module) -> None:
-    """Embeddings N(0, 1), linear layers and convolutions Kaiming-uniform, as in SAM and MONAI.
-
-    With Hugging Face's 0.02 a chain of three layers hands on a fiftieth of its input, and masks start as a constant.
-    The last bias says "outside" to every voxel, for most are (the prior of RetinaNet, section 4.1). The projector of
-    ``[SEG]`` states keeps their scale, so that a name is as loud as the head's own tokens and masks part by name early.
-    """
-    if isinstance(layer, nn.Embedding):
-        init.normal_(layer.weight)
-    elif isinstance(layer, RandomFourierPosition):
-        init.normal_(layer.positional_encoding_gaussian_matrix)
-    elif isinstance(layer, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
-        if hasattr(layer, UNIT_GAIN):
-            init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        else:
-            init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-        if layer.bias is not None:
-            outside = torch.zeros_like(layer.bias)
-            outside[-1] = OUTSIDE_LOGIT if hasattr(layer, OUTSIDE_BIAS) else 0.0
-            init.copy_(layer.bias, outside)
-    elif isinstance(layer, nn.LayerNorm | nn.GroupNorm):
-        init.ones_(layer.weight)
-        init.zeros_(layer.bias)
-
-
 class M3DPreTrainedModel(PreTrainedModel):
     """What transformers needs to know of the family."""
 
@@ -167,7 +124,7 @@ class M3DPreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "text"]  # noqa: RUF012 - as the base class declares it
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
-    _no_split_modules = ["TransformerBlock"]  # noqa: RUF012 - as the base class declares it
+    _no_split_modules = ["TransformerBlock", "SegVol"]  # noqa: RUF012 - as the base class declares it
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -177,7 +134,7 @@ class M3DPreTrainedModel(PreTrainedModel):
             if module.cls_token is not None:
                 init.zeros_(module.cls_token)
         elif hasattr(module, OWN_INIT):
-            _init_as_torch_does(module)
+            init_as_torch_does(module)
         else:
             super()._init_weights(module)  # type: ignore[no-untyped-call]
 
@@ -206,9 +163,9 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
             self.seg_projector = nn.Sequential(
                 nn.Linear(width, width), nn.ReLU(), nn.Linear(width, seg_width), nn.Dropout(seg.projector_dropout)
             )
-            _keep_own_head(self.seg_head, self.seg_projector)
+            keep_own_head(self.seg_head, self.seg_projector)
         self.box_head = number_reader(width, 6) if config.box_head else None
-        _keep_own_init(self.vision_tower.detail, self.vision_tower.detail_embedding)
+        keep_own_init(self.vision_tower.detail, self.vision_tower.detail_embedding)
         self.post_init()  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
@@ -318,6 +275,30 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
 
     # -- talking --------------------------------------------------------------------------------------------------
 
+    def _expand_inputs_for_generation(  # type: ignore[override]
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,  # noqa: ANN401
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """For beams and samples, as the base class, but no volume is copied: ``volume_index`` says who shows which."""
+        features = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
+        held: dict[str, Any] = {}
+        if expand_size > 1 and features is not None and input_ids is not None:
+            held = {name: model_kwargs.pop(name, None) for name in ("mm_encoder_outputs", "volume_index")}
+            index = held["volume_index"]
+            if index is None:
+                index = torch.arange(len(features.pooler_output), device=input_ids.device)
+            shown = (input_ids == self.config.image_token_id).sum(dim=1) // self.config.num_image_tokens
+            if int(shown.sum()) == len(index):  # else the prompts do not fit, as `splice` will say
+                rows = index.split(shown.tolist())
+                held["volume_index"] = torch.cat([row.repeat(expand_size) for row in rows])
+        base: Any = super()
+        expanded, rest = base._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **model_kwargs)
+        return expanded, rest | held
+
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -356,17 +337,19 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
                     volume_index = torch.arange(len(features.pooler_output), device=inputs_embeds.device)
                 shown = features.pooler_output[volume_index]
                 inputs_embeds = splice(inputs_embeds, input_ids, shown, self.config.image_token_id)
-        keep_states = draw_masks or kwargs.pop("output_hidden_states", False)
+        keep_states = kwargs.pop("output_hidden_states", None)
+        keep_states = draw_masks or (self.config.output_hidden_states if keep_states is None else keep_states)
+        config = self.language_model.config
         out = self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=for_attention(attention_mask, self.language_model.config, inputs_embeds.dtype),
+            attention_mask=for_attention(attention_mask, config, inputs_embeds.dtype, position_ids),
             position_ids=position_ids,
             past_key_values=past_key_values,
             labels=labels,
             output_hidden_states=keep_states,
             logits_to_keep=logits_to_keep,
             return_dict=True,
-            **{key: value for key, value in kwargs.items() if key != "return_dict"},
+            **kwargs,
         )
         masks = None
         if draw_masks:
@@ -389,3 +372,4 @@ AutoConfig.register("m3d_vision", M3DVisionConfig)
 AutoConfig.register("m3d_seg", M3DSegConfig)
 AutoModel.register(M3DConfig, M3DForConditionalGeneration)
 AutoModelForImageTextToText.register(M3DConfig, M3DForConditionalGeneration)
+AutoModelForMultimodalLM.register(M3DConfig, M3DForConditionalGeneration)

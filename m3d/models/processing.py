@@ -9,12 +9,15 @@ import torch
 from transformers import AddedToken, AutoProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from data_prep.preprocess import Prepared, Preprocess
+from data_prep.read import read_volume
 from data_prep.record import PLACEHOLDER
 from data_prep.volume import Volume
 from m3d.models.config import M3DConfig
 
 IMAGE_TOKEN, BOX_START, BOX_END, SEG_TOKEN = "<im_patch>", "<bx_start>", "<bx_end>", "[SEG]"
 IGNORED = -100
+Scan = Volume | Prepared | str | Path
+Scans = Scan | Sequence[Scan]
 
 
 class TokenIds(TypedDict):
@@ -68,6 +71,43 @@ def encode_exchange(
     return ids, [token if learn else IGNORED for token, learn in zip(ids, learned, strict=True)]
 
 
+def plain_words(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    """An answer's words, boxes and ``[SEG]`` included, whose space the token took along."""
+    silent = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    text = str(tokenizer.decode([token for token in tokens if token not in silent], skip_special_tokens=False))
+    return " [SEG]".join(part.rstrip() for part in text.split("[SEG]")).strip()
+
+
+def as_volume(scan: Scan) -> Volume | Prepared:
+    """A scan as it is given, or read from its file.
+
+    Raises:
+        TypeError: It is neither.
+    """
+    if isinstance(scan, str | Path):
+        return read_volume(Path(scan))
+    if not isinstance(scan, Volume | Prepared):
+        raise TypeError(
+            f"a scan is a file, a Volume or a Prepared, not {type(scan).__name__}; an array has no place in the "
+            "patient: give m3d.Volume(array, affine)"
+        )
+    return scan
+
+
+def _in_groups(images: Scans | Sequence[Scans] | None, num_texts: int) -> list[list[Scan]]:
+    """The scans of each text; without texts, all in one group."""
+    if images is None:
+        return [[] for _ in range(num_texts)]
+    scans: list[Any] = [images] if isinstance(images, Scan) else list(images)
+    nested = [isinstance(one, list | tuple) for one in scans]
+    if num_texts <= 1 and not any(nested):
+        return [scans]
+    groups = [list(one) if isinstance(one, list | tuple) else [one] for one in scans]
+    if num_texts and len(groups) != num_texts:
+        raise ValueError(f"{len(groups)} scans for {num_texts} texts; give each text its scan, or a list of scans")
+    return groups
+
+
 class M3DProcessor(ProcessorMixin):
     """Prepare scans with the checkpoint's own `Preprocess` and write prompts with placeholders for them.
 
@@ -81,41 +121,34 @@ class M3DProcessor(ProcessorMixin):
 
     def __call__(
         self,
-        volumes: Volume | Prepared | Sequence[Volume | Prepared] | None = None,
+        images: Scans | Sequence[Scans] | None = None,
         text: str | Sequence[str] | None = None,
         *,
-        volumes_per_text: Sequence[int] | None = None,
+        padding: bool = True,
         padding_side: str = "left",
-        **_: Any,  # noqa: ANN401
+        return_tensors: str = "pt",
     ) -> BatchFeature:
         """``input_ids`` (B, T), ``attention_mask`` (B, T) and ``pixel_values`` (V, 1, D, H, W).
 
-        ``volumes_per_text`` says how many of the volumes each text is about (one each by default).
+        ``images`` are scans, or files of scans: one for each text, or a list for each text; one text may be about all.
 
         Raises:
-            ValueError: Texts and volumes do not add up.
+            BadScan, FileNotFoundError: A file is missing, broken or not a 3D scan.
+            TypeError: An image is no scan, such as an array that does not say where its voxels are.
+            ValueError: Texts and scans do not add up, or tensors are asked of another library than torch.
         """
-        many = [] if volumes is None else [volumes] if isinstance(volumes, Volume | Prepared) else list(volumes)
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors={return_tensors!r}: the model takes tensors of torch; leave it at 'pt'")
         texts = [] if text is None else [text] if isinstance(text, str) else list(text)
+        groups = _in_groups(images, len(texts))
         data: dict[str, torch.Tensor] = {}
-        if many:
-            data["pixel_values"] = torch.stack([self.pixels(volume) for volume in many])
+        if any(groups):
+            data["pixel_values"] = torch.stack([self.pixels(as_volume(scan)) for group in groups for scan in group])
         if texts:
-            counts = list(volumes_per_text or self._default_counts(len(texts), len(many)))
-            if len(counts) != len(texts) or sum(counts) != len(many):
-                raise ValueError(
-                    f"volumes_per_text={counts} does not share {len(many)} volumes among {len(texts)} texts"
-                )
-            prompts = [self.write(words, count) for words, count in zip(texts, counts, strict=True)]
-            data |= self.tokenizer(prompts, return_tensors="pt", padding=True, padding_side=padding_side)
+            prompts = [self.write(words, len(group)) for words, group in zip(texts, groups, strict=True)]
+            data |= self.tokenizer(prompts, return_tensors="pt", padding=padding, padding_side=padding_side)
             data.pop("token_type_ids", None)
         return BatchFeature(data)
-
-    @staticmethod
-    def _default_counts(num_texts: int, num_volumes: int) -> list[int]:
-        if num_texts == 1:
-            return [num_volumes]
-        return [1 if num_volumes else 0] * num_texts
 
     def pixels(self, volume: Volume | Prepared) -> torch.Tensor:
         """One scan as the model sees it: ``(1, D, H, W)`` in [0, 1]."""
@@ -130,6 +163,19 @@ class M3DProcessor(ProcessorMixin):
         if standing and standing != num_volumes:
             raise ValueError(f"the prompt has {standing} {IMAGE_TOKEN} places for {num_volumes} volumes: {text[:80]!r}")
         return text.replace(IMAGE_TOKEN, block) if standing else block * num_volumes + text
+
+    def post_process_image_text_to_text(
+        self,
+        generated_outputs: torch.Tensor,
+        skip_special_tokens: bool = True,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> list[str]:
+        """What was said, as the pipeline shows it: boxes and ``[SEG]`` stay, though boxes are special tokens."""
+        if not skip_special_tokens:
+            return self.batch_decode(generated_outputs, **kwargs)
+        image = _id_of(self.tokenizer, IMAGE_TOKEN)
+        rows = [[token for token in row if token != image] for row in torch.as_tensor(generated_outputs).tolist()]
+        return [plain_words(self.tokenizer, row) for row in rows]
 
     def batch_decode(self, ids: Any, **kwargs: Any) -> list[str]:  # noqa: ANN401
         """Token ids to words, keeping ``[SEG]`` and boxes."""

@@ -47,11 +47,12 @@ class EmbeddingRows(_Rows):
     """An embedding of which ``rows`` learn."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        """``(B, T) -> (B, T, E)``."""
+        """``(B, T) -> (B, T, E)``; a table that scales what it looks up (Gemma's) scales the learned rows as well."""
         embedded: Tensor = self.table(ids)
         ours = ids[..., None] == self.rows
         new = (ours.to(self.learned.dtype) @ self.learned).to(embedded.dtype)
-        return torch.where(ours.any(dim=-1, keepdim=True), new, embedded)
+        scale = torch.as_tensor(getattr(self.table, "embed_scale", 1.0), dtype=new.dtype, device=new.device)
+        return torch.where(ours.any(dim=-1, keepdim=True), new * scale, embedded)
 
 
 class HeadRows(_Rows):
