@@ -24,21 +24,20 @@ from typing import Any
 import m3d  # isort: skip  # puts the torchvision remedy in place before transformers is imported
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt, label
 from scoring import FIVE, Mask, Row, Values, measured
 from tiny_accuracy import Answers, folder_and_name, machine_facts, model_facts, write_result
 from tqdm import tqdm
 
-from data_prep.boxes import box_of_mask
 from data_prep.case import Case
 from data_prep.openkbp import cases, read_case
 from m3d.bench.bootstrap import RESAMPLES, SEED
-from m3d.bench.metrics.masks import Dice, MaskPair
+from m3d.bench.kinds import MOST_CLICKS
+from m3d.bench.metrics.masks import SHOWN, TARGET
+from m3d.bench.simulated import click_on
 from m3d.inference.session import SessionObject
 
 HOME = Path(__file__).parents[1]
 RESULTS, WORK = HOME / "benchmarks" / "results", HOME / "runs" / "clicks"
-MOST, SHOWN, TARGET = 10, (0, 1, 3, 5, 10), 0.8
 WAYS = {"clicks": (False, True), "no feedback": (False, False), "name": (True, True)}  # asked by name, feedback
 SIGHTS = ("seeing", "blind")
 PROTOCOL = "middle of the largest error/1"
@@ -46,69 +45,16 @@ PROTOCOL = "middle of the largest error/1"
 # -- the user -------------------------------------------------------------------------------------------------------
 
 
-def next_click(
-    guess: Mask, truth: Mask, spacing: Sequence[float], clicked: Sequence[tuple[int, ...]] = ()
-) -> tuple[tuple[int, int, int], bool] | None:
-    """Where a user who knows the truth clicks next, and whether that is inside; None where nothing is left to say.
-
-    The largest error is the largest piece, in voxels, of what is missed or wrongly drawn, without voxels that were
-    clicked before; a missed piece goes before one of the same size that is wrongly drawn.
-    """
-    found: list[tuple[int, bool, Mask]] = []
-    for error, inside in ((truth & ~guess, True), (guess & ~truth, False)):
-        for at in clicked:
-            error[at] = False
-        pieces, number = label(error)
-        if number:
-            sizes = np.bincount(pieces.ravel())[1:]
-            found.append((int(sizes.max()), inside, pieces == int(sizes.argmax()) + 1))
-    if not found:
-        return None
-    _, inside, piece = max(found, key=lambda one: one[0])
-    return middle_of(piece, spacing), inside
-
-
-def middle_of(piece: Mask, spacing: Sequence[float]) -> tuple[int, int, int]:
-    """The voxel farthest from all that is outside, in mm; of equals, as in a thin shell, that nearest to the centre."""
-    box = box_of_mask(piece)
-    inner = np.pad(piece[tuple(slice(int(low), int(high)) for low, high in zip(box.lo, box.hi, strict=True))], 1)
-    depth = distance_transform_edt(inner, sampling=tuple(spacing))
-    deepest = np.argwhere(depth >= depth.max() - 1e-9)
-    centre = np.argwhere(inner).mean(axis=0)
-    nearest = deepest[np.linalg.norm((deepest - centre) * np.array(spacing), axis=1).argmin()]
-    d, h, w = (int(side) + int(low) - 1 for side, low in zip(nearest, box.lo, strict=True))
-    return d, h, w
-
-
-def click_on(target: SessionObject, truth: Mask, spacing: tuple[float, ...], *, name: str | None) -> dict[str, Any]:
+def click(target: SessionObject, truth: Mask, spacing: tuple[float, ...], *, name: str | None) -> dict[str, Any]:
     """Dice before the first click and after each, and what each took; of a mask that is right it stays."""
-    blank = np.zeros_like(truth)
-    guess, scores, times, clicked = blank, [0.0], [], []
     if name is not None:
         try:
-            guess = target.add_name(name).array
+            target.add_name(name)
         except m3d.NoMask:
             pass  # a refusal: the clicks begin from nothing
-        scores = [dice(guess, truth, spacing)]
-    while len(times) < MOST:
-        # Without a mask all is missed, and the middle of its largest piece is the first click.
-        click = next_click(guess, truth, spacing, clicked)
-        if click is None:
-            break
-        at, inside = click
-        step = target.add_point(at, positive=inside)
-        guess = step.array
-        clicked.append(at)
-        scores.append(dice(guess, truth, spacing))
-        times.append(round(step.milliseconds, 2))
-    scores += scores[-1:] * (MOST + 1 - len(scores))
-    return {"dice": scores, "milliseconds": times, "clicks": [list(at) for at in clicked]}
-
-
-def dice(guess: Mask, truth: Mask, spacing: tuple[float, ...]) -> float:
-    """Hard Dice on the scan's own grid."""
-    d, h, w = spacing
-    return Dice().value(MaskPair("", guess, truth, (d, h, w)))
+    found = click_on(target, truth, spacing)
+    clicks = [list(at) for at in found.clicks]
+    return {"dice": list(found.dice), "milliseconds": list(found.milliseconds), "clicks": clicks}
 
 
 def clicks_needed(scores: Sequence[float], target: float = TARGET) -> int | None:
@@ -136,7 +82,7 @@ def examine(load: Callable[[], m3d.M3D], case: Case, answers: Answers) -> None:
         named, feedback = WAYS[way]
         began = time.monotonic()
         target = scans[sight].session(feedback=feedback).object(name)
-        row = click_on(target, case.mask(name), case.volume.spacing, name=name if named else None)
+        row = click(target, case.mask(name), case.volume.spacing, name=name if named else None)
         about = {"patient": case.id, "sight": sight, "task": way, "item": name}
         answers.add({**about, **row, "seconds": round(time.monotonic() - began, 3)})
 
@@ -146,9 +92,9 @@ def examine(load: Callable[[], m3d.M3D], case: Case, answers: Answers) -> None:
 
 def values_of(row: Row) -> dict[str, float]:
     """What a row says, ``way: measure`` -> value; a target that is never reached counts as the most clicks."""
-    needed = clicks_needed(row["dice"])
-    found = {f"dice@{number}": row["dice"][number] for number in SHOWN if number or row["task"] == "name"}
-    found |= {"noc80": float(MOST if needed is None else needed), "never80": float(needed is None)}
+    needed, first = clicks_needed(row["dice"]), (0,) if row["task"] == "name" else ()
+    found = {f"dice@{number}": row["dice"][number] for number in (*first, *SHOWN)}
+    found |= {"noc80": float(MOST_CLICKS if needed is None else needed), "never80": float(needed is None)}
     return {f"{row['task']}: {measure}": value for measure, value in found.items()}
 
 
@@ -201,7 +147,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     folder, name = folder_and_name(given.model, given.name)
     about = model_facts(name, folder)
-    asked = {"fingerprint": about["fingerprint"], "protocol": PROTOCOL, "ways": list(WAYS), "most": MOST}
+    asked = {"fingerprint": about["fingerprint"], "protocol": PROTOCOL, "ways": list(WAYS), "most": MOST_CLICKS}
     answers = Answers(WORK / f"{name}.jsonl", asked)
     folders = cases(given.data, "validation")[: given.limit]
     load = cache(lambda: m3d.load(folder))

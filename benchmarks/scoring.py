@@ -15,9 +15,7 @@ from typing import Any
 import m3d  # noqa: F401  # isort: skip  # puts the torchvision remedy in place before transformers is imported
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import distance_transform_edt
 
-from data_prep.boxes import box_of_mask
 from m3d.bench.bootstrap import drawn
 from m3d.bench.metrics.answers import NUMBER, number_in
 from m3d.bench.metrics.masks import NSD, Dice, MaskPair
@@ -38,16 +36,6 @@ Statistic = Callable[[Sequence[Values], Sequence[str], npt.NDArray[np.int64]], n
 
 
 # -- masks ----------------------------------------------------------------------------------------------------------
-
-
-def deepest_voxel(mask: Mask, spacing: Sequence[float]) -> tuple[int, int, int]:
-    """The voxel farthest from all that is outside, in mm, where a careful user clicks; the first of equals."""
-    box = box_of_mask(mask)
-    inner = mask[tuple(slice(int(low), int(high)) for low, high in zip(box.lo, box.hi, strict=True))]
-    depth: npt.NDArray[np.float64] = distance_transform_edt(np.pad(inner, 1), sampling=tuple(spacing))
-    d, h, w = np.unravel_index(int(depth.argmax()), depth.shape)
-    low_d, low_h, low_w = (int(low) - 1 for low in box.lo)
-    return int(d) + low_d, int(h) + low_h, int(w) + low_w
 
 
 def mask_row(guess: Mask | None, truth: Mask, spacing: Sequence[float]) -> dict[str, Any]:

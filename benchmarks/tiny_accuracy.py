@@ -26,7 +26,7 @@ from typing import Any
 import m3d  # isort: skip  # puts the torchvision remedy in place before transformers is imported
 import torch
 from safetensors import safe_open
-from scoring import Mask, Row, deepest_voxel, mask_row, score
+from scoring import Mask, Row, mask_row, score
 from tqdm import tqdm
 
 from data_prep.atomic import atomic_path
@@ -36,6 +36,7 @@ from data_prep.derived import DERIVATION, derived_drafts
 from data_prep.openkbp import cases, read_case
 from data_prep.store import file_sha256
 from m3d.bench.bootstrap import RESAMPLES, SEED
+from m3d.bench.simulated import deepest_voxel
 from m3d.inference.checkpoints import bundled, resolve
 from m3d.recipes.checkpoints import MANIFEST, code_version, fingerprint, model_folder, versions
 from m3d.tasks.base import Phrases

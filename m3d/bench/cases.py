@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -23,25 +23,54 @@ from data_prep.steps import Axis, Lattice, View
 from data_prep.store import StoredImage, unpack
 from data_prep.volume import BadScan, Volume, array_sha256
 from m3d.bench.config import BenchConfig, TaskConfig
+from m3d.bench.kinds import TEXT, named
 from m3d.train.cases import StoredCase, stored
 
-__all__ = ["BenchCase", "Grid", "Opened", "chosen", "find_cases", "group_of"]
+__all__ = ["BenchCase", "Grid", "Opened", "Question", "chosen", "find_cases", "group_of"]
 
 Grid = Literal["scan", "store"]
 
 
 @dataclass(frozen=True, eq=False)
+class Question:
+    """A record that is asked by one kind of prompt (`m3d.bench.kinds`)."""
+
+    record: Record
+    by: str = TEXT
+
+    @property
+    def name(self) -> str:
+        """What tells it from other questions."""
+        return named(self.record.id, self.by)
+
+    @property
+    def row(self) -> str:
+        """Which row of the table it is counted in."""
+        return named(self.record.task, self.by)
+
+
+@dataclass(frozen=True, eq=False)
 class BenchCase:
-    """One scan of a run and what it is asked: ``entry`` reads the scan itself, where there is a source."""
+    """One scan of a run and what it is asked: ``entry`` reads the scan itself, where there is a source.
+
+    ``prompts`` are the kinds of prompt of a task; by text alone where it says none.
+    """
 
     stored: StoredCase
     records: tuple[Record, ...]
     entry: Entry | None = None
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """The id of the image."""
         return self.stored.id
+
+    @property
+    def questions(self) -> list[Question]:
+        """All that a model answers about it; retrieval is asked by its own way."""
+        asked = [record for record in self.records if record.task != "retrieval"]
+        return [Question(record, by) for record in asked for by in self.prompts.get(record.task, (TEXT,))]
 
     def open(self) -> Opened:
         """Read the scan and its truth.
@@ -140,14 +169,14 @@ def find_cases(config: BenchConfig, data: Path, preprocess: Preprocess | None) -
     images = stored(data, config.split, preprocess=preprocess)[: config.most_scans]
     entries = _entries(config)
     wanted = chosen(config, [record for image in images for record in _asked(image, config)])
-    cases = []
+    cases, prompts = [], {name: task.prompts for name, task in config.tasks.items()}
     for image in images:
         records = wanted.get(image.id, ())
         if not records:
             continue
         if entries is not None and image.id not in entries:
             raise ValueError(f"scans: the source has no {image.id}, which {data} has; is it the one of that store?")
-        cases.append(BenchCase(image, tuple(records), None if entries is None else entries[image.id]))
+        cases.append(BenchCase(image, tuple(records), None if entries is None else entries[image.id], prompts))
     if not cases:
         raise ValueError(f"{data}: no record of {config.split!r} is asked for; `m3d data stats {data}` counts them")
     if config.blind == "shuffled" and len({case.stored.image.patient_id for case in cases}) < 2:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from data_prep.record import NEEDS
+from m3d.bench.kinds import TEXT, check_kinds
 from m3d.tasks import check_tasks
 
 __all__ = ["BenchConfig", "TaskConfig"]
@@ -21,6 +23,9 @@ class TaskConfig:
         names: Only records about these structures.
         most: So many records at most, drawn with the run's seed.
         max_new_tokens: Of an answer, with all that it rests on.
+        prompts: By what masks are asked for, each a row of its own: ``text``, the record's own words; ``point``,
+            ``points`` (several, inside and outside), ``scribble``, ``box``, ``slice_box``, ``mask`` (an earlier one,
+            not quite right), ``clicks`` (one after another, where the answer is wrong); or together: ``text+point``.
     """
 
     datasets: tuple[str, ...] = ()
@@ -29,8 +34,10 @@ class TaskConfig:
     names: tuple[str, ...] = ()
     most: int | None = None
     max_new_tokens: int = 256
+    prompts: tuple[str, ...] = (TEXT,)
 
     def __post_init__(self) -> None:
+        check_kinds(self.prompts)
         if self.most is not None and self.most < 1:
             raise ValueError(f"most={self.most} must be 1 or more; leave it out for all records")
         if self.max_new_tokens < 1:
@@ -75,3 +82,6 @@ class BenchConfig:
         for name, least in (("batch", self.batch), ("most_scans", self.most_scans)):
             if least is not None and least < 1:
                 raise ValueError(f"{name}={least} must be 1 or more")
+        for name, task in self.tasks.items():
+            if task.prompts != (TEXT,) and "masks" not in NEEDS[name]:
+                raise ValueError(f"tasks.{name}.prompts: only masks are asked for by other than text; leave it out")

@@ -23,6 +23,7 @@ from m3d.bench.scored import (
     MetricsOf,
     facts_of,
     known_metrics,
+    question_of,
     read_lines,
     read_metrics,
     read_samples,
@@ -82,7 +83,7 @@ def write_page(folder: Path, picture: Picture | None = None, *, metrics_of: Metr
         of_task = [sample for sample in samples if sample["task"] == task]
         names = list(found.get("metrics", {}))
         shown[task] = choose(of_task, names, known_metrics(task, str(metrics["protocol"]), names, metrics_of))
-    prompts = _prompts(folder, {one.sample["id"] for some in shown.values() for one in some})
+    prompts = _prompts(folder, {question_of(one.sample) for some in shown.values() for one in some})
     with _in_place_of(page) as fresh:
         fresh.mkdir()
         sections = [_section(task, metrics["tasks"][task], shown[task], prompts, fresh, picture) for task in shown]
@@ -105,9 +106,9 @@ def choose(samples: Sequence[Mapping[str, Any]], names: Sequence[str], known: Ma
 
 
 def _prompts(folder: Path, wanted: set[str]) -> dict[str, str]:
-    """What was asked, by record id, for those that are shown."""
-    lines = (line for _, line in read_lines(folder, PREDICTIONS))
-    return {line["id"]: str(line.get("prompt") or "") for line in lines if line["id"] in wanted}
+    """What was asked, by question, for those that are shown."""
+    lines = ((question_of(line), line) for _, line in read_lines(folder, PREDICTIONS))
+    return {question: str(line.get("prompt") or "") for question, line in lines if question in wanted}
 
 
 def _section(
@@ -126,7 +127,7 @@ def _section(
         told += f" The best, the median and the worst by {shown[0].metric}, of each sample alone."
     else:
         told += " No sample has a value of its own, so none is shown."
-    cards = [_card(one, prompts.get(one.sample["id"], ""), _draw(task, one, folder, picture)) for one in shown]
+    cards = [_card(one, prompts.get(question_of(one.sample), ""), _draw(task, one, folder, picture)) for one in shown]
     return "\n".join([f"<section><h2>{_text(task)}</h2>", f'<p class="quiet">{_text(told)}</p>', *cards, "</section>"])
 
 

@@ -11,9 +11,10 @@ from data_prep.boxes import Box, to_voxel
 from data_prep.record import Record
 from data_prep.volume import BadScan
 from m3d.bench.cases import BenchCase, Opened
+from m3d.bench.kinds import TEXT, named
+from m3d.bench.mask_files import read_mask
 from m3d.bench.page import Drawn, Picture
 from m3d.bench.predictions import gathered
-from m3d.bench.score import read_mask
 from m3d.inference.planes import Finding
 
 __all__ = ["pictures"]
@@ -38,7 +39,7 @@ def pictures(folder: Path, cases: Iterable[BenchCase]) -> Picture:
         scan = opened(record.image_id) if record is not None and drawn else None
         if record is None or scan is None:
             return None
-        said = predictions.get((record.id, str(sample["sight"])))
+        said = predictions.get((named(record.id, str(sample.get("by") or TEXT)), str(sample["sight"])))
         masks = () if said is None else said.masks
         guess = [Finding(mask.name, mask=read_mask(folder, mask, scan.volume)) for mask in masks if mask.file]
         if said is not None:

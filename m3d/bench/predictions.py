@@ -17,10 +17,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from data_prep.atomic import atomic_path
+from data_prep.record import Record
+from m3d.bench.kinds import TEXT, named
 
-__all__ = ["SIGHTS", "DrawnMask", "Key", "Part", "Prediction", "gather", "gathered", "match_names"]
+__all__ = [
+    "SIGHTS",
+    "UNPROMPTABLE",
+    "DrawnMask",
+    "Key",
+    "Part",
+    "Prediction",
+    "Sight",
+    "gather",
+    "gathered",
+    "match_names",
+]
 
 NAME = "predictions.jsonl"
+UNPROMPTABLE = "CannotBePrompted"
+"""How the failure of a question begins that has nothing to point at: it says nothing of the model."""
 Sight = Literal["seeing", "blind"]
 SIGHTS: tuple[Sight, ...] = ("seeing", "blind")
 Key = tuple[str, str]
@@ -33,19 +48,26 @@ class DrawnMask:
     """A mask that was drawn: the ``name`` it was given, its ``file`` (NIfTI, on the grid that is judged).
 
     ``soft`` is for the released Dice: sum(p t), sum(p) and sum(t) of the probabilities on the model's own grid.
+    ``steps`` are Dice on the way to it, where it was asked for in steps: of what was there before the first, which is
+    nothing, or a mask that was given, and after each.
     """
 
     name: str
     file: str | None = None
     soft: tuple[Finite, Finite, Finite] | None = None
+    steps: tuple[Finite, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answer to the record ``id``; ``boxes`` are fractions of the image, ``failure`` says why there is none."""
+    """One answer to the record ``id``; ``boxes`` are fractions of the image, ``failure`` says why there is none.
+
+    ``by`` is the kind of prompt that masks were asked for with (`m3d.bench.kinds`).
+    """
 
     id: str
     sight: Sight = "seeing"
+    by: str = TEXT
     task: str = ""
     subtask: str | None = None
     image_id: str = ""
@@ -61,12 +83,31 @@ class Prediction:
 
     @property
     def key(self) -> Key:
-        """What tells it from the others."""
-        return self.id, self.sight
+        """What tells it from the others: the question, as `m3d.bench.kinds.named` calls it, and the sight."""
+        return named(self.id, self.by), self.sight
+
+    @classmethod
+    def of(cls, record: Record, sight: Sight, by: str = TEXT, **said: Any) -> Prediction:  # noqa: ANN401 - its fields
+        """An answer to a record."""
+        return cls(
+            id=record.id,
+            sight=sight,
+            by=by,
+            task=record.task,
+            subtask=record.subtask,
+            image_id=record.image_id,
+            patient_id=record.patient_id,
+            **said,
+        )
 
     def to_line(self) -> str:
         """One line of JSON, without what is not given."""
         row = {key: value for key, value in asdict(self).items() if value not in (None, (), "")}
+        if self.by == TEXT:
+            del row["by"]
+        for mask in row.get("masks", ()):
+            if not mask["steps"]:
+                del mask["steps"]
         return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
     @classmethod
@@ -139,7 +180,8 @@ def gathered(folder: Path) -> dict[Key, Prediction]:
         own = set[Key]()
         for where, prediction in read_predictions(path) if path.is_file() else ():
             if prediction.key in own:
-                raise ValueError(f"{where}: {prediction.id!r} ({prediction.sight}) is answered twice; keep one")
+                question = prediction.key[0]
+                raise ValueError(f"{where}: {question!r} ({prediction.sight}) is answered twice; keep one")
             own.add(prediction.key)
             found.setdefault(prediction.key, prediction)
     return found

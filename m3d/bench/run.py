@@ -20,14 +20,16 @@ from tqdm import tqdm
 from data_prep.atomic import atomic_path
 from data_prep.record import Record
 from data_prep.volume import BadScan
-from data_prep.write import write_mask
-from m3d.bench.cases import BenchCase, Opened
+from m3d.bench.cases import BenchCase, Opened, Question
 from m3d.bench.config import BenchConfig
+from m3d.bench.kinds import TEXT
+from m3d.bench.mask_files import keep_mask
 from m3d.bench.metrics.registry import kind_of
 from m3d.bench.predictions import SIGHTS, DrawnMask, Key, Part, Prediction, Sight, gathered, match_names
+from m3d.bench.prompted import Prompting
 from m3d.bench.published import soft_sums
 from m3d.inference.load import M3D
-from m3d.inference.results import FoundMask, Result, slug
+from m3d.inference.results import FoundMask, Result
 from m3d.inference.scan import Scan
 from m3d.tasks import TASKS, render
 from m3d.tasks.base import Rendered
@@ -106,10 +108,9 @@ def ask_cases(
     return added
 
 
-def _open_questions(case: BenchCase, sights: Sequence[Sight], done: Set[Key]) -> dict[Sight, list[Record]]:
-    asked = [record for record in case.records if record.task != "retrieval"]
-    found = {sight: [record for record in asked if (record.id, sight) not in done] for sight in sights}
-    return {sight: records for sight, records in found.items() if records}
+def _open_questions(case: BenchCase, sights: Sequence[Sight], done: Set[Key]) -> dict[Sight, list[Question]]:
+    found = {sight: [one for one in case.questions if (one.name, sight) not in done] for sight in sights}
+    return {sight: questions for sight, questions in found.items() if questions}
 
 
 def _ask_case(
@@ -118,29 +119,36 @@ def _ask_case(
     cases: Sequence[BenchCase],
     config: BenchConfig,
     folder: Path,
-    asked: dict[Sight, list[Record]],
+    asked: dict[Sight, list[Question]],
 ) -> Iterator[list[Prediction]]:
     try:
         opened = case.open()
         prepared = opened.prepared(model.processor.preprocess)
     except BadScan as error:
         log.warning("%s", error)
-        yield [_about(record, sight, failure=UNREAD) for sight, some in asked.items() for record in some]
+        yield [_unread(question, sight) for sight, some in asked.items() for question in some]
         return
     scan = Scan.of_prepared(model.id, model.model, model.processor, prepared)
-    for sight, records in asked.items():
+    for sight, questions in asked.items():
         try:
             seen = scan if sight == "seeing" else _twin(scan, case, cases, config)
         except BadScan as error:
             log.warning("what the twin of %s is shown: %s", case.id, error)
-            yield [_about(record, sight, failure=UNREAD) for record in records]
+            yield [_unread(question, sight) for question in questions]
             continue
         asking = _Asking(seen, opened, config, folder, sight)
-        for limit in sorted({config.tasks[record.task].max_new_tokens for record in records}):
-            alike = [record for record in records if config.tasks[record.task].max_new_tokens == limit]
-            alike.sort(key=lambda record: (record.task, record.subtask or ""))
-            for first in range(0, len(alike), config.batch):
-                yield asking.answers(alike[first : first + config.batch], limit)
+        prompting = Prompting(seen, opened, config, folder, sight)
+        for limit in sorted({config.tasks[one.record.task].max_new_tokens for one in questions}):
+            alike = [one for one in questions if config.tasks[one.record.task].max_new_tokens == limit]
+            alike.sort(key=lambda one: (one.record.task, one.record.subtask or ""))
+            worded = [one.record for one in alike if one.by == TEXT]
+            for first in range(0, len(worded), config.batch):
+                yield asking.answers(worded[first : first + config.batch], limit)
+            yield from prompting.answers([one for one in alike if one.by != TEXT], limit)
+
+
+def _unread(question: Question, sight: Sight) -> Prediction:
+    return Prediction.of(question.record, sight, question.by, failure=UNREAD)
 
 
 def _twin(scan: Scan, case: BenchCase, cases: Sequence[BenchCase], config: BenchConfig) -> Scan:
@@ -185,7 +193,7 @@ class _Asking:
             for box in result.boxes
         )
         drawn = self._drawn(record, result) if kind_of(record.task) == "masks" else ()
-        return _about(
+        return Prediction.of(
             record,
             self.sight,
             prompt=asked.prompt,
@@ -220,7 +228,11 @@ class _Asking:
         found = []
         for number, mask in enumerate(own):
             soft = self._soft(record, where[number], mask) if number in where else None
-            found.append(DrawnMask(name=mask.name, file=self._keep(record, number, mask), soft=soft))
+            file = None
+            if self.config.keep_masks:
+                like = self.opened.volume
+                file = keep_mask(self.folder, Question(record), self.sight, number, mask.name, mask.array, like)
+            found.append(DrawnMask(name=mask.name, file=file, soft=soft))
         return tuple(found)
 
     def _soft(self, record: Record, number: int, mask: FoundMask) -> tuple[float, float, float] | None:
@@ -229,26 +241,6 @@ class _Asking:
         truth = torch.from_numpy(self.scan.prepared.mask_to_grid(self.opened.mask(record, number)))
         overlap, guess, true = soft_sums(torch.from_numpy(mask.logits)[None], truth[None])[0].tolist()
         return overlap, guess, true
-
-    def _keep(self, record: Record, number: int, mask: FoundMask) -> str | None:
-        if not self.config.keep_masks:
-            return None
-        tail = record.id.removeprefix(f"{record.image_id}/").replace("/", "-")
-        name = f"masks/{self.sight}/{record.image_id}/{tail}-{number}-{slug(mask.name)}.nii.gz"
-        write_mask(self.folder / name, mask.array, like=self.opened.volume)
-        return name
-
-
-def _about(record: Record, sight: Sight, **said: Any) -> Prediction:  # noqa: ANN401 - fields of a prediction
-    return Prediction(
-        id=record.id,
-        sight=sight,
-        task=record.task,
-        subtask=record.subtask,
-        image_id=record.image_id,
-        patient_id=record.patient_id,
-        **said,
-    )
 
 
 def _failure(record: Record, result: Result, drawn: Sequence[DrawnMask]) -> str | None:

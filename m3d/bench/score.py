@@ -21,21 +21,22 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.atomic import atomic_path
-from data_prep.formats.nifti import read_nifti
 from data_prep.record import Record
-from data_prep.volume import BadScan, Volume
+from data_prep.volume import BadScan
 from m3d.bench import bootstrap
 from m3d.bench.bootstrap import INTERVAL, RESAMPLES, SEED, summed
-from m3d.bench.cases import BenchCase, Opened, group_of
+from m3d.bench.cases import BenchCase, Opened, Question, group_of
+from m3d.bench.kinds import TEXT, named, task_of
+from m3d.bench.mask_files import read_mask
 from m3d.bench.metrics.base import Floats, Metric, ProtocolName, Sample
 from m3d.bench.metrics.choices import chance
 from m3d.bench.metrics.masks import MaskPair
 from m3d.bench.metrics.registry import kind_of, metrics_of
-from m3d.bench.predictions import SIGHTS, DrawnMask, Key, Prediction, Sight, match_names
+from m3d.bench.predictions import SIGHTS, UNPROMPTABLE, DrawnMask, Key, Prediction, Sight, match_names
 from m3d.tasks import TASKS, render
 from m3d.tasks.codecs import Frac3
 
-__all__ = ["Judged", "all_metrics", "judge_samples", "metrics_table", "read_mask", "write_samples"]
+__all__ = ["Judged", "all_metrics", "judge_samples", "metrics_table", "write_samples"]
 
 SCHEMA = "m3d.bench/1"
 MISSING = "Missing: not answered"
@@ -51,11 +52,22 @@ class Judged:
     text: str
     statistics: Mapping[str, list[float]] = field(default_factory=dict)
     seconds: float | None = None
+    by: str = TEXT
 
     @property
     def asked(self) -> bool:
         """Whether the model was asked at all; if not, nothing is known of what it would have said."""
         return (self.sample.failure or "").partition(":")[0] not in ("Missing", "BadScan")
+
+    @property
+    def promptable(self) -> bool:
+        """Whether there was anything to point at; if not, the model was not asked, and that is not its failure."""
+        return not _unpromptable(self.sample)
+
+    @property
+    def row(self) -> str:
+        """Which row of the table it is counted in."""
+        return named(self.sample.record.task, self.by)
 
     def to_row(self) -> dict[str, Any]:
         """The line of ``samples.jsonl``."""
@@ -63,7 +75,8 @@ class Judged:
         return {
             "id": record.id,
             "sight": self.sight,
-            "task": record.task,
+            "by": self.by,
+            "task": self.row,
             "subtask": record.subtask,
             "image_id": record.image_id,
             "patient_id": record.patient_id,
@@ -92,16 +105,16 @@ class _Scan:
 
     def judged(self) -> list[Judged]:
         """Its samples; of masks the statistics too, without the masks."""
-        return [self._judged(record, sight) for sight in self.sights for record in self._records()]
+        asked = [one for one in self.case.questions if metrics_of(one.row, self.protocol)]
+        return [self._judged(question, sight) for sight in self.sights for question in asked]
 
-    def _records(self) -> list[Record]:
-        return [record for record in self.case.records if record.task != "retrieval"]
-
-    def _judged(self, record: Record, sight: Sight) -> Judged:
-        prediction = self.predictions.get((record.id, sight), Prediction(id=record.id, sight=sight, failure=MISSING))
+    def _judged(self, question: Question, sight: Sight) -> Judged:
+        record = question.record
+        missing = Prediction(id=record.id, sight=sight, by=question.by, failure=MISSING)
+        prediction = self.predictions.get((question.name, sight), missing)
         sample, statistics = self._sample(record, prediction), dict[str, list[float]]()
         if kind_of(record.task) == "masks":
-            for metric in metrics_of(record.task, self.protocol):
+            for metric in metrics_of(question.row, self.protocol):
                 statistics[metric.name] = _statistics(metric, [sample])[0].tolist()
             sample = replace(sample, masks=())
         return Judged(
@@ -111,6 +124,7 @@ class _Scan:
             text=prediction.text,
             statistics=statistics,
             seconds=prediction.seconds,
+            by=question.by,
         )
 
     def _sample(self, record: Record, said: Prediction) -> Sample:
@@ -158,8 +172,8 @@ class _Scan:
         for number, (truth, place) in enumerate(zip(truths, matched, strict=True)):
             mask = None if place is None else said.masks[place]
             guess = None if mask is None else self._read(record, mask)
-            soft = None if mask is None else mask.soft
-            pairs.append(MaskPair(truth.name, guess, opened.mask(record, number), spacing, soft))
+            soft, steps = (None, ()) if mask is None else (mask.soft, mask.steps)
+            pairs.append(MaskPair(truth.name, guess, opened.mask(record, number), spacing, soft, steps))
         return pairs
 
     def _read(self, record: Record, mask: DrawnMask) -> npt.NDArray[np.bool_] | None:
@@ -173,25 +187,8 @@ class _Scan:
         return read_mask(self.folder, mask, self._opened.volume)
 
 
-def read_mask(folder: Path, mask: DrawnMask, like: Volume) -> npt.NDArray[np.bool_]:
-    """The voxels of a mask that was kept, checked to lie on the voxels of ``like``.
-
-    Raises:
-        ValueError: The file cannot be read, or its mask lies on another grid.
-    """
-    path = folder / str(mask.file)
-    try:
-        found = read_nifti(path)
-    except (OSError, BadScan) as error:
-        raise ValueError(
-            f"{path}: the mask cannot be read ({error}); draw it anew, in a run of its own --out"
-        ) from None
-    if found.shape != like.shape or not np.allclose(found.affine, like.affine, atol=1e-2):
-        raise ValueError(
-            f"{path}: the mask lies on {found.shape} voxels in {found.orientation}, what it is judged on has "
-            f"{like.shape} in {like.orientation}; give the `scans` of the run, or masks on the grid that is judged"
-        )
-    return np.asarray(found.array > 0.5)
+def _unpromptable(sample: Sample) -> bool:
+    return (sample.failure or "").partition(":")[0] == UNPROMPTABLE
 
 
 def _judge(scan: _Scan) -> list[Judged]:
@@ -199,8 +196,9 @@ def _judge(scan: _Scan) -> list[Judged]:
 
 
 def _statistics(metric: Metric, samples: Sequence[Sample]) -> Floats:
-    """A metric's rows, failures at their worst; what it does not judge stays so."""
+    """A metric's rows, failures at their worst; what it does not judge stays so, and so does what cannot be asked."""
     rows = np.array(metric.statistics(samples), dtype=np.float64)
+    rows[[_unpromptable(sample) for sample in samples]] = np.nan
     if metric.worst is not None:
         for number, sample in enumerate(samples):
             if sample.failure is not None and not np.isnan(rows[number]).any():
@@ -226,7 +224,7 @@ def judge_samples(
     scans = [
         _Scan(
             case,
-            {key: predictions[key] for record in case.records for key in _keys(record, sights) if key in predictions},
+            {key: predictions[key] for key in _keys(case, sights) if key in predictions},
             sights,
             folder,
             protocol,
@@ -243,13 +241,13 @@ def judge_samples(
     return _with_texts(found, protocol, extra)
 
 
-def _keys(record: Record, sights: Sequence[Sight]) -> list[Key]:
-    return [(record.id, sight) for sight in sights]
+def _keys(case: BenchCase, sights: Sequence[Sight]) -> list[Key]:
+    return [(question.name, sight) for question in case.questions for sight in sights]
 
 
-def all_metrics(task: str, protocol: ProtocolName, extra: Sequence[Metric] = ()) -> tuple[Metric, ...]:
-    """The metrics of a task, and for texts the ``extra`` ones."""
-    return (*metrics_of(task, protocol), *(extra if kind_of(task) == "text" else ()))
+def all_metrics(row: str, protocol: ProtocolName, extra: Sequence[Metric] = ()) -> tuple[Metric, ...]:
+    """The metrics of a row of the table, and for texts the ``extra`` ones."""
+    return (*metrics_of(row, protocol), *(extra if kind_of(task_of(row)) == "text" else ()))
 
 
 def _with_texts(found: Sequence[Judged], protocol: ProtocolName, extra: Sequence[Metric]) -> list[Judged]:
@@ -278,28 +276,31 @@ def write_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def metrics_table(
     judged: Sequence[Judged], protocol: ProtocolName, about: Mapping[str, Any], extra: Sequence[Metric] = ()
 ) -> dict[str, Any]:
-    """What ``metrics.json`` holds: ``about`` the run, then every task."""
-    by_task = {task: [one for one in judged if one.sample.record.task == task] for task in TASKS}
+    """What ``metrics.json`` holds: ``about`` the run, then every task, once for each kind of prompt."""
+    rows = sorted(dict.fromkeys(one.row for one in judged), key=lambda row: list(TASKS).index(task_of(row)))
+    by_row = {row: [one for one in judged if one.row == row] for row in rows}
     return {
         "schema": SCHEMA,
         "protocol": protocol,
         **about,
         "bootstrap": {"over": "patients", "resamples": RESAMPLES, "seed": SEED, "interval": INTERVAL},
         "tasks": {
-            task: _task(some, all_metrics(task, protocol, extra), choice=kind_of(task) == "choice")
-            for task, some in by_task.items()
-            if some
+            row: _task(some, all_metrics(row, protocol, extra), choice=kind_of(task_of(row)) == "choice")
+            for row, some in by_row.items()
         },
     }
 
 
 def _task(judged: Sequence[Judged], metrics: Sequence[Metric], *, choice: bool) -> dict[str, Any]:
-    seeing = [one for one in judged if one.sight == "seeing"]
-    blind = [one for one in judged if one.sight == "blind" and one.asked]
+    promptable = [one for one in judged if one.promptable]
+    seeing = [one for one in promptable if one.sight == "seeing"]
+    blind = [one for one in promptable if one.sight == "blind" and one.asked]
+    left_out = [one for one in judged if one.sight == "seeing" and not one.promptable]
     entry: dict[str, Any] = {
         "n": len(seeing),
         "patients": len({one.sample.patient for one in seeing}),
         **_failures(seeing),
+        **({"n_not_promptable": len(left_out)} if left_out else {}),
         "seconds": round(sum(one.seconds or 0.0 for one in seeing), 1),
         **({"twin": {"n": len(blind), **_failures(blind)}} if blind else {}),
         "metrics": {metric.name: _metric(metric, seeing, blind) for metric in metrics},

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from m3d.bench.kinds import TEXT, named
 from m3d.bench.metrics.base import Floats, Metric
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "MetricsOf",
     "facts_of",
     "known_metrics",
+    "question_of",
     "read_lines",
     "read_metrics",
     "read_samples",
@@ -46,19 +48,27 @@ def read_metrics(folder: Path, protocol: str = "standard") -> dict[str, Any]:
 
 
 def read_samples(folder: Path, protocol: str = "standard") -> dict[str, dict[str, Any]]:
-    """What the model said seeing, by record id, in the order of ``samples.jsonl``; not what its blind twin did.
+    """What the model said seeing, by question, in the order of ``samples.jsonl``; not what its blind twin did.
+
+    A question is the id of a record, with the kind of prompt where that is not its text (`question_of`).
 
     Raises:
         FileNotFoundError: The run is not there, or was not scored.
-        ValueError: A line is no JSON object, or a record is there twice.
+        ValueError: A line is no JSON object, or a question is there twice.
     """
     samples: dict[str, dict[str, Any]] = {}
     name = _tagged(SAMPLES, protocol)
     for number, line in read_lines(folder, name):
-        if line["id"] in samples:
-            raise ValueError(f"{folder / name}:{number}: {line['id']!r} is there twice; {_remedy(folder / name)}")
-        samples[line["id"]] = line
+        question = question_of(line)
+        if question in samples:
+            raise ValueError(f"{folder / name}:{number}: {question!r} is there twice; {_remedy(folder / name)}")
+        samples[question] = line
     return samples
+
+
+def question_of(line: Mapping[str, Any]) -> str:
+    """Which question a line of a run's JSONL answers (`m3d.bench.kinds.named`)."""
+    return named(str(line["id"]), str(line.get("by") or TEXT))
 
 
 def read_lines(folder: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -278,6 +278,9 @@ def _notes(runs: Sequence[Run], names: Sequence[str], stated: Mapping[str, int])
             if kinds := found.get("failures"):
                 said = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
                 yield f"{name}, {task}: {found.get('n_failed')} of {found.get('n')} failed, counted as worst ({said})"
+            if left_out := found.get("n_not_promptable"):
+                total = found["n"] + left_out
+                yield f"{name}, {task}: {left_out} of {total} cannot be prompted (nothing to point at), so not judged"
             if (twin := found.get("twin")) and twin["n"] < found["n"]:
                 yield f"{name}, {task}: the blind twin was asked {twin['n']} of {found['n']}; the gain is of those"
     variants: dict[str, list[str]] = {}

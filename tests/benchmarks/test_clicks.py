@@ -1,4 +1,4 @@
-"""A user who knows the truth: where they click, how their clicks are counted, and going on after a stop."""
+"""Clicks of a user who knows the truth: how they are counted, what the table holds, and going on after a stop."""
 
 import json
 from types import SimpleNamespace
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import clicks
 import numpy as np
 import pytest
-from clicks import click_on, clicks_needed, examine, next_click, speed, table, values_of
+from clicks import click, clicks_needed, examine, speed, table, values_of
 from tiny_accuracy import Answers
 
 import m3d
@@ -32,11 +32,12 @@ class Painter:
 
     def __init__(self, masks, named=None) -> None:
         self.masks, self.named, self.told = list(masks), named, []
+        self.current = SimpleNamespace(array=np.zeros_like(self.masks[0]))
 
     def add_name(self, name):
         if self.named is None:
             raise m3d.NoMask("nothing to be seen")
-        return SimpleNamespace(array=self.named, milliseconds=9.0)
+        self.current = SimpleNamespace(array=self.named, milliseconds=9.0)
 
     def add_point(self, at, *, positive):
         self.told.append((at, positive))
@@ -61,55 +62,17 @@ class Knowing:
         return SimpleNamespace(object=lambda name: Painter([blank, blank if self.blind else self.case.mask(name)]))
 
 
-def test_the_first_click_is_in_the_middle(case):
-    truth = case.mask("mandible")
-    assert next_click(np.zeros_like(truth), truth, SPACING) == ((4, 4, 4), True)
-
-
-def test_the_next_click_is_in_the_middle_of_the_largest_error():
-    truth = np.zeros((12, 12, 12), bool)
-    truth[1:4, 1:4, 1:4] = True
-    guess = truth.copy()
-    guess[3] = False  # 9 voxels are missed, in one layer
-    assert next_click(guess, truth, SPACING) == ((3, 2, 2), True)
-    guess[7:10, 7:10, 7:10] = True  # 27 are wrongly drawn
-    assert next_click(guess, truth, SPACING) == ((8, 8, 8), False)
-    assert next_click(guess, truth, SPACING, [(8, 8, 8)])[0] != (8, 8, 8)  # nobody clicks the same voxel twice
-    assert next_click(truth, truth, SPACING) is None
-
-
-def test_pieces_do_not_add_up():
-    """Two pieces of 4 missed voxels are smaller than one of 5 that is wrongly drawn."""
-    truth, guess = np.zeros((1, 9, 9), bool), np.zeros((1, 9, 9), bool)
-    truth[0, 0, :4] = truth[0, 8, :4] = True
-    guess[0, 4, 2:7] = True
-    at, inside = next_click(guess, truth, SPACING)
-    assert at[1] == 4 and not inside
-
-
-def test_clicks_until_the_mask_is_right(case):
-    truth = case.mask("brainstem")
-    half = truth.copy()
-    half[12] = False  # 18 of 27 voxels: Dice 36 / 45
-    painter = Painter([half, truth])
-    row = click_on(painter, truth, SPACING, name=None)
-    assert row["dice"] == [0.0, 0.8] + [1.0] * 9
-    assert row["milliseconds"] == [1.0, 2.0]
-    assert painter.told == [((11, 11, 11), True), ((12, 11, 11), True)]
-    assert row["clicks"] == [[11, 11, 11], [12, 11, 11]]
-
-
 def test_a_name_comes_before_the_clicks_and_may_be_refused(case):
     truth = case.mask("brainstem")
     wrong = np.zeros_like(truth)
     wrong[0, 0, 0] = True
     named = Painter([truth], named=truth)
-    assert click_on(named, truth, SPACING, name="brainstem") == {
+    assert click(named, truth, SPACING, name="brainstem") == {
         "dice": [1.0] * 11,
         "milliseconds": [],
         "clicks": [],
     }
-    refused = click_on(Painter([wrong] * 9), truth, SPACING, name="brainstem")
+    refused = click(Painter([wrong] * 9), truth, SPACING, name="brainstem")
     assert refused["dice"] == [0.0] * 11 and len(refused["milliseconds"]) == 10
 
 

@@ -22,27 +22,6 @@ def row(task: str, item: str, patient: str = "pt_1", sight: str = "seeing", **mo
 # -- masks ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_click_is_the_deepest_voxel():
-    mask = block((9, 9, 9), (slice(0, 9), slice(2, 7), slice(1, 8)))  # 9 x 5 x 7 voxels, thin along the second axis
-    assert scoring.deepest_voxel(mask, (1, 1, 1))[1] == 4
-    assert scoring.deepest_voxel(mask, (1, 9, 1))[2] == 4  # 45 mm along the second axis: now the third is thin
-    ball = np.zeros((11, 11, 11), bool)
-    ball[np.linalg.norm(np.indices(ball.shape) - 5, axis=0) <= 4] = True
-    assert scoring.deepest_voxel(ball, (1, 1, 1)) == (5, 5, 5)
-
-
-def test_the_click_of_a_ring_is_in_the_ring():
-    ring = block((3, 9, 9), slice(None))
-    ring[:, 2:7, 2:7] = False
-    at = scoring.deepest_voxel(ring, (2.0, 1.0, 1.0))
-    assert ring[at]
-    assert at == scoring.deepest_voxel(np.asfortranarray(ring), (2.0, 1.0, 1.0))
-
-
-def test_the_edge_of_the_scan_is_no_depth():
-    assert scoring.deepest_voxel(block((8, 16, 24), slice(None)), (1, 1, 1))[0] in (3, 4)
-
-
 def test_a_refusal_counts_0():
     assert scoring.mask_row(None, block(), (1, 1, 1)) == {"dice": 0.0, "nsd": 0.0, "drawn": False}
     assert scoring.mask_row(block(), block(), (1, 1, 1)) == {"dice": 1.0, "nsd": 1.0, "drawn": True}

@@ -18,12 +18,25 @@ import torch
 from torch import Tensor
 
 from data_prep.boxes import box_of_mask
+from m3d.bench.kinds import CLICKS, MASK, MOST_CLICKS, TEXT, parts_of
 from m3d.bench.metrics.base import Floats, Metric, ProtocolName, Sample, mean
 from m3d.bench.published import soft_dice_of
 
-__all__ = ["HD95", "NSD", "Dice", "MaskPair", "SoftDice", "mask_metrics"]
+__all__ = [
+    "HD95",
+    "NSD",
+    "AfterClicks",
+    "ClicksTo",
+    "Dice",
+    "GivenDice",
+    "MaskPair",
+    "NeverReached",
+    "SoftDice",
+    "mask_metrics",
+]
 
 Mask = npt.NDArray[np.bool_]
+SHOWN, TARGET = (1, 3, 5, 10), 0.8  # of clicks: after how many Dice is told, and what they should reach
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +46,7 @@ class MaskPair:
     ``spacing`` None is a scan whose spacing is not known: nothing in mm is judged of it.
 
     ``soft`` is `m3d.bench.published.soft_sums` of probabilities on the model's own grid, None where there are none.
+    ``steps`` are Dice before the first of several steps and after each, where the mask was drawn in steps.
     """
 
     name: str
@@ -40,6 +54,7 @@ class MaskPair:
     truth: Mask
     spacing: tuple[float, float, float] | None
     soft: tuple[float, float, float] | None = None
+    steps: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for side, mask in (("guess", self.guess), ("truth", self.truth)):
@@ -224,9 +239,89 @@ class SoftDice(_OfMasks):
         return (0.0, 0.0, 1.0) if math.isnan(value) else (value, float(known), 0.0)
 
 
-def mask_metrics(protocol: ProtocolName) -> tuple[Metric, ...]:
-    """What masks are judged by."""
-    return (SoftDice(),) if protocol == "m3d" else (Dice(), NSD(), HD95())
+class AfterClicks(_OfMasks):
+    """Dice after so many clicks of a simulated user; a system that does not say its steps is not judged."""
+
+    def __init__(self, clicks: int) -> None:
+        self.clicks = clicks
+        self.name = f"Dice after {clicks} click{'' if clicks == 1 else 's'}"
+        self.variant = "Dice as above, of the mask after so many clicks; a mask that is right is clicked at no more"
+
+    def value(self, pair: MaskPair) -> float:
+        """From 0 to 1."""
+        return pair.steps[self.clicks] if self.clicks < len(pair.steps) else math.nan
+
+
+class ClicksTo(_OfMasks):
+    """How many clicks it takes until Dice is ``target`` for the first time; never counts as the most clicks."""
+
+    better: Literal["higher", "lower"] = "lower"
+    unit = "clicks"
+
+    def __init__(self, most: int, target: float = TARGET) -> None:
+        self.most, self.target = most, target
+        self.name = f"NoC@{100 * target:.0f}"
+        self.variant = f"clicks until Dice is {target:g} for the first time; never counts as {most}"
+        self.worst = (float(most),)
+
+    def value(self, pair: MaskPair) -> float:
+        """From 0, where Dice is so high before the first click, to the most."""
+        if not pair.steps:
+            return math.nan
+        return next((float(number) for number, one in enumerate(pair.steps) if one >= self.target), float(self.most))
+
+    def failed(self, sample: Sample) -> float:
+        """The most clicks."""
+        return float(self.most)
+
+
+class NeverReached(_OfMasks):
+    """The share of masks whose Dice is never ``target``."""
+
+    better: Literal["higher", "lower"] = "lower"
+    worst: tuple[float, ...] | None = (1.0,)
+
+    def __init__(self, most: int, target: float = TARGET) -> None:
+        self.target = target
+        self.name = f"never Dice {target:g}"
+        self.variant = f"share of masks whose Dice is not {target:g} after any of {most} clicks"
+
+    def value(self, pair: MaskPair) -> float:
+        """1 or 0."""
+        return float(max(pair.steps) < self.target) if pair.steps else math.nan
+
+    def failed(self, sample: Sample) -> float:
+        """Never."""
+        return 1.0
+
+
+class GivenDice(_OfMasks):
+    """Dice of the mask that was given as a prompt: what an answer that changes nothing would have."""
+
+    name = "Dice of the given mask"
+    variant = "Dice as above, of the mask that was the prompt"
+    worst: tuple[float, ...] | None = None  # it is none of the answer
+
+    def value(self, pair: MaskPair) -> float:
+        """From 0 to 1."""
+        return pair.steps[0] if pair.steps else math.nan
+
+    def failed(self, sample: Sample) -> float:
+        """Not known: the answer has no steps."""
+        return math.nan
+
+
+def mask_metrics(protocol: ProtocolName, by: str = TEXT) -> tuple[Metric, ...]:
+    """What masks are judged by; what was asked for by other than text, the released evaluation has nothing for."""
+    if protocol == "m3d":
+        return (SoftDice(),) if by == TEXT else ()
+    parts = parts_of(by)
+    found: list[Metric] = [Dice(), NSD(), HD95()]
+    if MASK in parts:
+        found.append(GivenDice())
+    if CLICKS in parts:
+        found += [*map(AfterClicks, SHOWN), ClicksTo(MOST_CLICKS), NeverReached(MOST_CLICKS)]
+    return tuple(found)
 
 
 def _cropped(pair: MaskPair) -> tuple[Tensor, Tensor]:

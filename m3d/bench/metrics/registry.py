@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from m3d.bench.kinds import TEXT, by_of, task_of
 from m3d.bench.metrics.answers import NamesIt, NumberWithin
 from m3d.bench.metrics.base import Metric, ProtocolName
 from m3d.bench.metrics.boxes import box_metrics
@@ -56,10 +57,11 @@ def kind_of(task: str) -> Kind:
     return lookup(JUDGED, task).kind
 
 
-def metrics_of(task: str, protocol: ProtocolName) -> tuple[Metric, ...]:
-    """The metrics of a task.
+def metrics_of(row: str, protocol: ProtocolName) -> tuple[Metric, ...]:
+    """The metrics of a row: of a task, or of a task by a kind of prompt (`m3d.bench.kinds.named`).
 
     Raises:
         KeyError: Nothing judges it.
     """
-    return lookup(JUDGED, task).metrics(protocol)
+    judged, by = lookup(JUDGED, task_of(row)), by_of(row)
+    return judged.metrics(protocol) if by == TEXT else mask_metrics(protocol, by)

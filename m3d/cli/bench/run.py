@@ -35,6 +35,7 @@ A config (see configs/bench/):
     report: {max_new_tokens: 768}
     vqa.closed: {most: 2000}        drawn with the seed
     seg.sem: {datasets: ["M3D-Seg:CT-ORG"], names: [liver]}
+    seg.ref: {prompts: [text, point, text+box, clicks]}    each a row of its own; also points, scribble, slice_box, mask
 
 examples:
   m3d bench run configs/bench/derived.yaml --data stores/openkbp --out bench/tiny split=validation
@@ -82,14 +83,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _begin(arguments: argparse.Namespace, config: BenchConfig) -> Path:
     """See that all that is needed is there, and that this folder holds no other run; the model's folder."""
+    from m3d.bench.prompted import check_model
     from m3d.bench.run import begin
     from m3d.inference.checkpoints import resolve
+    from m3d.models.config import M3DConfig
 
     folder = resolve(arguments.model)
     if "retrieval" in config.tasks and (arguments.clip is None) == (arguments.open_clip is None):
         raise ValueError("the task retrieval needs --clip FOLDER or --open-clip MODEL; or leave the task out")
     if not (arguments.data / "records.jsonl").is_file():
         raise FileNotFoundError(f"{arguments.data}: no store of `m3d data prepare` is there")
+    check_model(config, M3DConfig.from_pretrained(folder))
     begin(arguments.out, _about(arguments, config, folder))
     return folder
 
@@ -207,13 +211,18 @@ def _clip_facts(arguments: argparse.Namespace) -> dict[str, str | None] | None:
 
 
 def _finish(arguments: argparse.Namespace) -> None:
-    from m3d.bench.predictions import gather
+    from m3d.bench.predictions import UNPROMPTABLE, gather
 
     found = gather(arguments.out)
-    failed = sum(one.failure is not None for one in found.values() if one.sight == "seeing")
+    failures = [one.failure for one in found.values() if one.sight == "seeing" and one.failure is not None]
+    failed = sum(not failure.startswith(UNPROMPTABLE) for failure in failures)
     seconds = sum(one.seconds or 0.0 for one in found.values())
     if arguments.json:
-        say_json({"out": str(arguments.out), "answers": len(found), "failed": failed, "seconds": round(seconds, 1)})
+        counts = {"answers": len(found), "failed": failed, "not_promptable": len(failures) - failed}
+        say_json({"out": str(arguments.out), **counts, "seconds": round(seconds, 1)})
         return
-    say(f"{len(found)} answers in {arguments.out}, {failed} of those that see failed; {seconds:.0f} s of asking")
+    said = f"{len(found)} answers in {arguments.out}, {failed} of those that see failed"
+    if len(failures) > failed:
+        said += f", {len(failures) - failed} have nothing to point at"
+    say(f"{said}; {seconds:.0f} s of asking")
     note(f"next: m3d bench score {arguments.out}")

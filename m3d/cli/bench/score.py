@@ -175,8 +175,8 @@ def _check_known(folder: Path, cases: Iterable[BenchCase], predictions: Mapping[
         raise FileNotFoundError(
             f"{folder}: no answers are there; `m3d bench run CONFIG ... --out {folder}` asks for them"
         )
-    known = {record.id for case in cases for record in case.records}
-    unknown = sorted({record for record, _ in predictions} - known)
+    known = {question.name for case in cases for question in case.questions}
+    unknown = sorted({question for question, _ in predictions} - known)
     if unknown:
         raise ValueError(
             f"{folder}: {len(unknown)} answers are to records that were not asked, such as {unknown[0]!r}; "
