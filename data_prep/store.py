@@ -8,6 +8,7 @@
     images/<dataset>/<id>.npy          [0, 1] as uint8 (or uint16, float32) on the grid
     masks/<dataset>/<id>.npz           "labels": the label maps (L, D, H, W), compressed
     parts/<dataset>/<id>.json          an image's records; written last, so a part means that the image is whole
+    pseudo/                            regions without names, where `m3d data pseudo` was run
 
 The format of images was chosen by measurement (`benchmarks/store_formats.py`): uncompressed files are read many times
 faster than compressed ones, ``.npy`` is what the published data sets use and everything reads, and uint8 keeps a 600 HU

@@ -5,6 +5,7 @@ COMMANDS = {
     "verify": "check a store or a file of records: schema, files, labels, leaks, duplicates",
     "stats": "what a store holds: entries and tasks per image, lengths, labels (PNG and table)",
     "show": "a rendered sample of each task with its picture",
+    "pseudo": "regions that grey values alone set apart, for the mask head to learn from",
     "schema": "print the JSON Schema of a record",
     "write-vqa": "questions from reports, by a language model or by rule",
 }
