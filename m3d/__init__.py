@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from data_prep.records import RecordFile, read_records
     from data_prep.store import Store
     from data_prep.volume import BadScan, Volume
+    from m3d.inference.label_map import write_label_map
     from m3d.inference.load import M3D, load
+    from m3d.inference.postprocess import PostProcess
     from m3d.inference.results import Result
     from m3d.inference.scan import NoMask, Scan
+    from m3d.inference.session import Session
     from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor
 
 _WHERE = {
@@ -34,7 +37,10 @@ _WHERE = {
     "M3D": "m3d.inference.load",
     "Scan": "m3d.inference.scan",
     "NoMask": "m3d.inference.scan",
+    "Session": "m3d.inference.session",
     "Result": "m3d.inference.results",
+    "PostProcess": "m3d.inference.postprocess",
+    "write_label_map": "m3d.inference.label_map",
     "Volume": "data_prep.volume",
     "BadScan": "data_prep.volume",
     "Box": "data_prep.boxes",
@@ -55,14 +61,17 @@ __all__ = [
     "M3DForConditionalGeneration",
     "M3DProcessor",
     "NoMask",
+    "PostProcess",
     "Preprocess",
     "RecordFile",
     "Result",
     "Scan",
+    "Session",
     "Store",
     "Volume",
     "load",
     "read_records",
+    "write_label_map",
 ]
 
 try:
