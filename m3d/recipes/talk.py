@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data_prep.preprocess import Preprocess
-from m3d.models import M3DForConditionalGeneration
+from m3d.models import M3DForConditionalGeneration, M3DSegConfig
 from m3d.recipes.build import Built, Init, build
 from m3d.recipes.checkpoints import begin_manifest, begun, finish_manifest, model_folder, write_manifest, write_recipe
 from m3d.recipes.handover import Kind, kind_of, save_model
@@ -200,6 +200,8 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         built.model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
         built.model.vision_tower.gradient_checkpointing = True
     objective = TalkAndDraw(built.model, config.loss, anchors_of(config, built))
+    if objective.draws:
+        _learn_names(built.model.config.seg, names_in(config.data.groups()))
     if config.data.looks and still(built.model.vision_tower) and not objective.draws:
         vision, shown = built.model.config.vision, sum(len(group.cases) for group in config.data.groups())
         refuse_large(shown, config.data.looks, math.prod(vision.grid), vision.hidden_size)
@@ -233,6 +235,12 @@ def run(config: TalkConfig, *, resume: bool = False) -> dict[str, Any]:
         facts={"parts": facts, "kind": config.saved, "from": built.notes},
         resume=resume,
     )
+
+
+def _learn_names(seg: M3DSegConfig | None, names: Sequence[str]) -> None:
+    """Those that a checkpoint had learned keep their places, which are the values of its label maps."""
+    assert seg is not None
+    seg.vocabulary = list(dict.fromkeys([*(seg.vocabulary or []), *names]))
 
 
 def anchors_of(config: TalkConfig, built: Built) -> Anchors | None:

@@ -167,10 +167,12 @@ def test_the_tower_of_segvol_is_a_tower_for_anyone(runs):
     assert load_segvol(runs / "segvol" / "model").vision_tower is not None
 
 
-def test_the_merged_model_is_one_that_m3d_loads(runs):
+def test_the_merged_model_is_one_that_m3d_loads(runs, phantom_store):
     folder = runs / "m3d-micro"
     loaded = m3d.load(folder, device="cpu")
     assert loaded.id == "m3d-micro"
+    names = {name for row in rows(phantom_store / "images.jsonl") for name in row["names"].values()}
+    assert loaded.model.config.seg.vocabulary == sorted(names), "a phantom has both sides of what has sides"
     learned, processor = load_model(runs / "instruct" / "model")
     ids = processor.tokenizer(processor.write("Draw it. Mandible [SEG]"), return_tensors="pt")["input_ids"]
     pixels = torch.rand(1, 1, 16, 16, 24)
@@ -182,6 +184,18 @@ def test_the_merged_model_is_one_that_m3d_loads(runs):
     found = read_manifest(folder)
     assert found["final"] and found["learned_from"][0]["store"] == "phantoms"
     assert found["parents"]["checkpoint"]["name"] == "instruct"
+
+
+def test_names_keep_their_places_where_more_are_learned(runs, phantom_store, tmp_path):
+    names = load_model(runs / "instruct" / "model")[0].config.seg.vocabulary
+    begun = tmp_path / "begun"
+    shutil.copytree(runs / "instruct" / "model", begun)
+    config = json.loads((begun / "config.json").read_text())
+    config["seg_config"]["vocabulary"] = ["spleen", names[-1]]
+    (begun / "config.json").write_text(json.dumps(config))
+    instruct.main(config_of("instruct", phantom_store, tmp_path, init={"checkpoint": str(begun)}, optim=optim(1)))
+    model, _ = load_model(tmp_path / "instruct" / "model")
+    assert model.config.seg.vocabulary == ["spleen", names[-1], *names[:-1]]
 
 
 def test_a_stopped_stage_goes_on_as_if_nothing_had_happened(runs, phantom_store, tmp_path):
