@@ -18,7 +18,7 @@ from transformers.configuration_utils import SubConfigSpec
 from encoders.vit3d import ViT3D
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
 from m3d.models.modeling import M3DForConditionalGeneration
-from segvol_head import ImageFeatures, Prompts
+from segvol_head import ImageFeatures, Prompts, SegVol
 
 TextSource = Literal["language", "clip"]
 HANDED_OVER = ("vision_tower", "seg_head", "seg_projector")
@@ -28,7 +28,8 @@ class M3DSegVolConfig(PreTrainedConfig):
     """A tower, a head, and ``text_width``, the width of the vectors that stand for names.
 
     ``text_source="language"`` says that they are a language model's states, as ``[SEG]`` will be, so that
-    ``seg_projector`` is of use to later stages; ``clip`` that they are a text tower's.
+    ``seg_projector`` is of use to later stages; ``clip`` that they are a text tower's. ``text_projector="linear"`` is
+    the released SegVol's, one linear layer from its text tower; ours has two, as ``[SEG]`` states do.
     """
 
     model_type = "m3d_segvol"
@@ -41,6 +42,7 @@ class M3DSegVolConfig(PreTrainedConfig):
     seg_config: dict[str, Any] | PreTrainedConfig | None = None
     text_width: int = 4096
     text_source: TextSource = "language"
+    text_projector: Literal["mlp", "linear"] = "mlp"
 
     @classmethod
     def of(cls, folder: Path) -> "M3DSegVolConfig":
@@ -91,7 +93,10 @@ class PromptedSegVol(nn.Module):
         whole = M3DForConditionalGeneration(_around(config))
         assert whole.seg_head is not None and whole.seg_projector is not None
         self.vision_tower = whole.vision_tower if config.seg.encoder is None else None
-        self.seg_head, self.seg_projector = whole.seg_head, whole.seg_projector
+        self.seg_head: SegVol = whole.seg_head
+        self.seg_projector: nn.Module = whole.seg_projector
+        if config.text_projector == "linear":
+            self.seg_projector = nn.Linear(config.text_width, self.seg_head.prompt_encoder.width)
 
     @property
     def dtype(self) -> torch.dtype:
