@@ -47,13 +47,17 @@ class Zoomed:
 
 @dataclass(frozen=True)
 class Window:
-    """One window: its place in the padded region, and what the first glance saw there ``(d, h, w)``."""
+    """One window: its place in the padded region, and what the first glance saw there ``(d, h, w)``.
+
+    ``alone`` is a window that holds the whole region, ``missed`` says that the first glance saw nothing in it.
+    """
 
     region: Region
     pad: Sides
     place: Region
     seen: Tensor
     alone: bool
+    missed: bool
 
 
 class Reflection(Protocol):
@@ -69,9 +73,9 @@ class Reflection(Protocol):
 class ExactReflection:
     """Coordinates are carried over exactly, whatever the padding; every kind of prompt goes along.
 
-    Text goes to every window, a point to those it lies in. A box, the user's own where one window holds everything,
-    else the one around the first glance, goes where there is one. A window that nothing is asked about keeps the
-    first glance. The prompt is placed on the full volume (`enlarged`), and a voxel of the first glance is ``scale`` of
+    Text goes to every window, a point to those it lies in. A box, the user's own where one window holds everything or
+    the first glance missed it, else the one around the first glance, goes where there is one. A window that nothing is
+    asked about keeps the first glance. The prompt is placed on the full volume (`enlarged`), and a voxel of the first glance is ``scale`` of
     that volume's.
     """
 
@@ -120,7 +124,7 @@ class ExactReflection:
             if inside.any():
                 asked |= {"points": local[inside][None], "point_labels": self._labels[inside][None]}
         if self._geometric:
-            box = self._local_box(offset, last) if window.alone else None
+            box = self._local_box(offset, last) if window.alone or window.missed else None
             box = box_of(window.seen) if box is None else box
             asked["boxes"] = None if box is None else box[None]
         if all(value is None for value in asked.values()):
@@ -130,8 +134,10 @@ class ExactReflection:
     def _local_box(self, offset: Tensor, last: Tensor) -> Tensor | None:
         if self._box is None:
             return None
-        corners = torch.minimum((self._box - offset).clamp_min(0), last)
-        return corners.flatten()
+        low, high = self._box - offset
+        if bool((high < 0).any() or (low > last).any()):
+            return None
+        return torch.cat([low.clamp_min(0), torch.minimum(high, last)])
 
 
 class PublishedReflection:
@@ -295,12 +301,12 @@ class Closer:
 
         padded, pad = _padded(image.float(), self.window)
         first, _ = _padded(seen, self.window)
-        alone = tuple(padded.shape) == tuple(self.window)
+        alone, missed = tuple(padded.shape) == tuple(self.window), not bool((seen > 0).any())
 
         def answer(shown: Tensor, places: list[list[slice]]) -> Tensor:
             place = (places[0][2], places[0][3], places[0][4])
             here = first[place].to(self.device)
-            asked = reflection.prompt(Window(region, pad, place, here > 0, alone))
+            asked = reflection.prompt(Window(region, pad, place, here > 0, alone, missed))
             said = here[None, None].clone() if asked is None else self._checked(self.decode(shown, asked), 1).float()
             self.each()
             return said

@@ -157,6 +157,17 @@ def test_a_box_in_one_window_is_the_users_own():
     assert (recorder.asked[1].boxes[0] + offset).tolist() == [6, 8, 10, 9, 11, 19]
 
 
+def test_a_box_that_the_first_glance_missed_goes_to_every_window_that_it_reaches():
+    volume = torch.zeros(16, 24, 96)
+    volume[6:9, 8:12, ::12] = 1  # too thin along the last axis, of which the window shows a sixth
+    recorder = Recorder(lambda image, prompts: bright(image, prompts) - 6 * (len(recorder.asked) == 1))
+    box = torch.tensor([[2.0, 3, 1, 5, 7, 14]])  # voxels 4-11, 6-15, 6-89
+    (answer,) = zoom(volume, Prompts(boxes=box), recorder, window=WINDOW)
+    assert (answer.global_logits > 0).sum() == 0 and torch.equal(answer.logits > 0, volume > 0)
+    asked = torch.cat([asked.boxes for asked in recorder.asked[1:]])
+    assert len(asked) > 3 and {tuple(row) for row in asked[:, [2, 5]].tolist()} >= {(0.0, 15.0)}
+
+
 def test_a_region_thinner_than_the_window_shifts_published_prompts_only():
     """Quirk B10: the reference pads the image and not the prompt map."""
     volume = blob((4, 24, 32), [(1, 3), (8, 12), (10, 20)])
