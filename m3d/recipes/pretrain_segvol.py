@@ -28,15 +28,26 @@ from m3d.train.drawing import DrawByPrompts, MaskCollator, NameVectors, clip_vec
 from m3d.train.engines import Engine
 from m3d.train.objective import LossWeights
 from m3d.train.optim import OptimConfig
+from m3d.train.pseudo import WithPseudo, check_pseudo
 from m3d.train.views import Masks
 
 
 @dataclass(frozen=True, kw_only=True)
 class MasksConfig(StoresConfig):
-    """And which structures: at most ``masks`` of a volume that are there, ``absent`` that are certainly not."""
+    """And which structures: at most ``masks`` of a volume that are there, ``absent`` that are certainly not.
+
+    ``pseudo`` is the probability with which a volume's masks are pseudo-masks in their place (``m3d data pseudo``),
+    which are asked for by clicks and boxes and never by name. Scans without contours always show theirs.
+    """
 
     masks: int = 4
     absent: int = 1
+    pseudo: float = 0.0
+
+    def view(self, augment: Augment | None) -> Masks | WithPseudo:
+        """What is shown of a case that is learned from."""
+        view = Masks(augment=augment, masks=self.masks, absent=self.absent)
+        return WithPseudo(view=view, share=self.pseudo) if self.pseudo else view
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +88,7 @@ class Config:
         head: Sizes of the head; with ``own_encoder`` the tower that learns is its own.
         samples_every: Steps between sample predictions; None for none.
         detail_dropout: How often a volume's detail path is silent, so that the tower learns to draw as well.
+        pseudo_weight: Of the loss of pseudo-masks, where ``data.pseudo`` shows any (SegVol's train.py: 0.1).
     """
 
     stage: Literal["pretrain_segvol"] = "pretrain_segvol"
@@ -89,6 +101,7 @@ class Config:
     head: HeadSizes = field(default_factory=HeadSizes)
     loss: LossWeights = field(default_factory=LossWeights)
     detail_dropout: float = 0.25
+    pseudo_weight: float = 0.1
     augment: Augment | None = field(default_factory=Augment)
     optim: OptimConfig = field(default_factory=published_optim)
     best: str | None = None
@@ -167,20 +180,33 @@ def load_segvol(folder: Path) -> PromptedSegVol:
 def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """Read names, build the head, let it draw; the manifest of what came of it."""
     engines.prepare(config.engine)
+    if config.data.pseudo:
+        check_pseudo(config.data.stores)
     preprocess, groups = config.data.preprocess(), config.data.groups()
     judged = config.data.judged_groups()
-    names = read_names(config.names, names_in([*groups, *judged]))
+    found = names_in([*groups, *judged])
+    if not found:
+        raise ValueError(
+            f"no structure of {', '.join(config.data.stores)} has a name; pseudo-masks stand beside named ones: add a "
+            "store that has some"
+        )
+    names = read_names(config.names, found)
     model = build(config, preprocess, names.vectors.shape[-1])
-    objective = DrawByPrompts(model, names, config.loss, detail_dropout=config.detail_dropout)
+    objective = DrawByPrompts(
+        model,
+        names,
+        config.loss,
+        detail_dropout=config.detail_dropout,
+        pseudo_weight=config.pseudo_weight if config.data.pseudo else None,
+    )
     optim = replace(config.optim, seed=config.seed)
     collate = MaskCollator(global_batch=optim.batch)
-    view = Masks(augment=config.augment, masks=config.data.masks, absent=config.data.absent)
-    still = VolumeDataset(judged, replace(view, augment=None), seed=0) if judged else None
+    still = VolumeDataset(judged, replace(config.data, pseudo=0.0).view(None), seed=0) if judged else None
     judge = None if still is None else Judge(objective, still, collate, model.tokens, optim, config.engine.in_pieces)
     return train(
         config,
         objective,
-        dataset(config.data, view, optim, config.seed),
+        dataset(config.data, config.data.view(config.augment), optim, config.seed),
         collate,
         optim,
         save=lambda folder: save_segvol(folder, model, preprocess),

@@ -34,15 +34,23 @@ PICTURE_OF = "A computerized tomography of a {}."  # SegVol's wording (REFERENCE
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCollator:
-    """`collate_masks`, and the number of the optimizer step as ``turn``: all ranks simulate one kind of prompt."""
+    """`collate_masks`, and the number of the optimizer step as ``turn``: all ranks simulate one kind of prompt.
+
+    Masks without a name stand apart, as ``pseudo`` of the volumes ``pseudo_volume``.
+    """
 
     global_batch: int = 1
 
     def __call__(self, items: Sequence[Drawn]) -> dict[str, Any]:
-        """The batch of some volumes; ``prompted`` counts the masks that are not empty."""
+        """The batch of some volumes; ``prompted`` counts the masks with a name that are not empty."""
         batch = collate_masks(items)
         batch["turn"] = min(item.index for item in items) // self.global_batch
-        batch["counts"]["prompted"] = int(batch["masks"].flatten(1).any(dim=1).sum())
+        named = torch.tensor([bool(name) for name in batch["names"]], dtype=torch.bool)
+        batch["pseudo"], batch["pseudo_volume"] = batch["masks"][~named], batch["mask_volume"][~named]
+        batch["masks"], batch["mask_volume"] = batch["masks"][named], batch["mask_volume"][named]
+        batch["names"] = list(filter(None, batch["names"]))
+        filled = int(batch["masks"].flatten(1).any(dim=1).sum())
+        batch["counts"] |= {"masks": len(batch["names"]), "prompted": filled, "pseudo": len(batch["pseudo"])}
         return batch
 
 
@@ -115,16 +123,27 @@ class DrawByPrompts(nn.Module):
 
     With probability ``detail_dropout`` a volume's detail path is silent: it would else learn to draw alone, and the
     vision tower, whose tokens the language model will read, would learn nothing.
+
+    ``pseudo`` is as ``prompted``, of masks that have no name, weighted by ``pseudo_weight``; None where there are none.
     """
 
     def __init__(
-        self, model: PromptedSegVol, names: NameVectors, weights: LossWeights, *, detail_dropout: float = 0.25
+        self,
+        model: PromptedSegVol,
+        names: NameVectors,
+        weights: LossWeights,
+        *,
+        detail_dropout: float = 0.25,
+        pseudo_weight: float | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= detail_dropout < 1:
             raise ValueError(f"detail_dropout={detail_dropout} must be a probability below 1")
         self.model, self.names, self.weights, self.detail_dropout = model, names, weights, detail_dropout
-        self.loss_names = ("dice", "bce", "prompted")
+        self.pseudo_weight = pseudo_weight
+        self.loss_names = (
+            ("dice", "bce", "prompted") if pseudo_weight is None else ("dice", "bce", "prompted", "pseudo")
+        )
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Loss]:
         """Sums over masks, by name; every rank runs the same modules, whatever its batch holds."""
@@ -142,26 +161,36 @@ class DrawByPrompts(nn.Module):
             "bce": Loss(real * balanced_bce(logits, masks, weigh.positive_share).sum(), "masks", weigh.bce),
         }
         if weigh.prompted > 0:
-            losses["prompted"] = self._prompted(features, masks, owner, vectors, batch)
+            losses["prompted"] = Loss(
+                self._prompted(features, masks, owner, vectors, batch), "prompted", self.weights.prompted
+            )
+        if self.pseudo_weight is not None:
+            masks, owner = batch["pseudo"], batch["pseudo_volume"]
+            if not len(masks):
+                masks, owner = masks.new_zeros(1, *batch["pixel_values"].shape[1:]), owner.new_zeros(1)
+            losses["pseudo"] = Loss(self._prompted(features, masks, owner, None, batch), "pseudo", self.pseudo_weight)
         return losses
 
     def _prompted(
-        self, features: ImageFeatures, masks: Tensor, owner: Tensor, vectors: Tensor, batch: Mapping[str, Any]
-    ) -> Loss:
-        """The mean of a first answer and a corrected one, summed over the masks that are not empty."""
+        self, features: ImageFeatures, masks: Tensor, owner: Tensor, vectors: Tensor | None, batch: Mapping[str, Any]
+    ) -> Tensor:
+        """The mean of a first answer and a corrected one, summed over the masks that are not empty.
+
+        Without ``vectors`` of names, a turn of name and click is one of the click alone.
+        """
         there = masks.flatten(1).any(dim=1)
         real = bool(there.any())
-        truth, owner, vectors = (masks[there], owner[there], vectors[there]) if real else (
-            torch.ones_like(masks[:1]), owner[:1], vectors[:1]
-        )  # fmt: skip
+        chosen = there if real else torch.arange(len(there), device=there.device) == 0
+        truth, owner = masks[chosen] if real else torch.ones_like(masks[:1]), owner[chosen]
+        names = None if vectors is None else vectors[chosen]
         takes_masks = self.model.seg_head.prompt_encoder.mask_embedding is not None
 
         def draw(prompts: Prompts, named: bool) -> Tensor:
             taken = prompts if takes_masks else replace(prompts, mask=None)
-            return self.model.draw(features, owner, names=vectors if named else None, prompts=taken)
+            return self.model.draw(features, owner, names=names if named else None, prompts=taken)
 
         drawn = prompted_loss(draw, truth, _seeds(batch["seed"], len(truth)), int(batch["turn"]), self.weights)
-        return Loss(real * drawn, "prompted", self.weights.prompted)
+        return real * drawn
 
     def _quieted(self, features: ImageFeatures, seed: int) -> ImageFeatures:
         if features.detail is None or not self.training or self.detail_dropout == 0:

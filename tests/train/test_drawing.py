@@ -56,7 +56,7 @@ def items() -> list[Drawn]:
 
 def test_the_batch_says_what_is_counted_and_whose_turn_it_is(items):
     batch = MaskCollator(global_batch=1)(items[1:])
-    assert (batch["turn"], batch["counts"]) == (1, {"masks": 1, "volumes": 1, "prompted": 1})
+    assert (batch["turn"], batch["counts"]) == (1, {"masks": 1, "volumes": 1, "prompted": 1, "pseudo": 0})
     both = MaskCollator(global_batch=2)(items)
     assert (both["turn"], both["counts"]["masks"], both["counts"]["prompted"]) == (0, 3, 2)
     assert both["names"] == ["liver", "larynx", "spleen"] and both["mask_volume"].tolist() == [0, 0, 1]
