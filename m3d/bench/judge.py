@@ -20,12 +20,12 @@ from data_prep.questions_from_reports.endpoints import AskedTooMuch, Endpoint, E
 from data_prep.questions_from_reports.ledger import AppendLog, Prices, Spending
 from m3d.bench.judge_cache import VerdictCache
 from m3d.bench.judge_row import TEXT_TASKS, Answer, Verdict, read_answers, verdict_row, warn_of_others
-from m3d.bench.judge_summary import summarise
+from m3d.bench.judge_summary import ROWS, SUMMARY, summarise
 from m3d.bench.judge_words import PROMPT_SHA256, NoScore, ask_again, ask_for_score, read_score
 
 __all__ = ["Judging", "judge"]
 
-ROWS, LEDGER, SUMMARY = "judge.jsonl", "judge_ledger.jsonl", "judge.json"
+LEDGER = "judge_ledger.jsonl"
 DOWN_AFTER = 5  # contents in a row that could not be judged because nobody answered
 Tell = Callable[[int, int], None]
 

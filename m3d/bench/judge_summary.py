@@ -1,17 +1,21 @@
 """The judge's scores as numbers that can be trusted: means with intervals by patient, beside the blind twin's."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from m3d.bench.bootstrap import INTERVAL, RESAMPLES, SEED, Sums, difference, estimate, summed
+from m3d.bench.judge_row import read_answers
 from m3d.bench.judge_words import PROMPT_SHA256, PROMPT_VERSION
 from m3d.bench.metrics.base import Floats, Sample, mean
 
-__all__ = ["SCHEMA", "summarise"]
+__all__ = ["ROWS", "SCHEMA", "SUMMARY", "summarise", "with_judge"]
 
 SCHEMA = "m3d.bench.judge/1"
+ROWS, SUMMARY = "judge.jsonl", "judge.json"
 Row = Mapping[str, Any]
 
 
@@ -62,6 +66,45 @@ def summarise(rows: Sequence[Row], *, model: str, kind: str) -> dict[str, Any]:
         "n_empty": sum(row["from"] == "empty" for row in rows),
         "tasks": tasks,
     }
+
+
+def with_judge(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """A scored run and, where a judge has read its answers, what that gave: a metric of each task, in percent.
+
+    Raises:
+        ValueError: ``judge.json`` is of another version, or what it judged is not what the run answers now.
+    """
+    path = folder / SUMMARY
+    if not path.is_file():
+        return dict(run)
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    if summary.get("schema") != SCHEMA or summary.get("prompt_sha256") != PROMPT_SHA256:
+        raise ValueError(
+            f"{path} is of another version; judge again (`m3d bench judge {folder} ... --force`), or move it"
+        )
+    _check_current(folder, f"{summary['endpoint']}/{summary['model']}")
+    tasks = dict(run["tasks"])
+    for task, found in summary["tasks"].items():
+        if task in tasks:
+            refused = f"; {found['n_refused']} refused, counted 0" if found["n_refused"] else ""
+            about = {"variant": f"{summary['variant']}{refused}", "better": summary["better"], "unit": "%"}
+            metrics = {**tasks[task].get("metrics", {}), f"content by {summary['model']}": {**about, **found}}
+            tasks[task] = {**tasks[task], "metrics": metrics}
+    return {**run, "tasks": tasks}
+
+
+def _check_current(folder: Path, judge: str) -> None:
+    """Refuse scores of answers that have changed since."""
+    rows = (json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines() if line.strip())
+    judged = {(row["id"], row["sight"]): row for row in rows}
+    tasks = sorted({row["task"] for row in judged.values()})
+    now = {one.name: one.key(judge) for one in read_answers(folder, tasks)} if tasks else {}
+    changed = [name for name, row in judged.items() if row["key"] != now.get(name)]
+    if changed:
+        raise ValueError(
+            f"{folder / SUMMARY}: {len(changed)} answers are not those that were judged, such as {changed[0][0]!r}; "
+            f"run `m3d bench judge {folder} ...` again, or move it away"
+        )
 
 
 def _entry(metric: _JudgeScore, rows: Sequence[Row]) -> dict[str, Any]:

@@ -197,6 +197,24 @@ def test_means_gain_and_refusals_are_those_of_a_hand(tmp_path):
     assert "never asked" not in endpoint.asked
 
 
+def test_the_table_has_what_the_judge_found_and_refuses_what_has_changed(tmp_path, capsys):
+    samples = [sample("a", "80"), sample("b", "40", truth="A stone."), sample("a", "10", sight="blind")]
+    scored(tmp_path, samples)
+    about = {"schema": "m3d.bench/1", "protocol": "standard", "grid": "scan", "model": {"id": "tiny"}}
+    found = {"n": 2, "patients": 2, "n_failed": 0, "failures": {}, "metrics": {}}
+    (tmp_path / "metrics.json").write_text(json.dumps({**about, "tasks": {"report": found, "reg": found}}))
+    judge(tmp_path, endpoint=Judge())
+    assert main(["bench", "table", str(tmp_path), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    (row,) = said["rows"]
+    assert (row["task"], row["metric"], row["unit"]) == ("report", "content by a-judge", "%")
+    assert (row["value"], row["blind"], row["gain"], row["n"]) == (60.0, 10.0, 70.0, 2)
+    assert any("judged by a-judge" in note for note in said["notes"])
+    scored(tmp_path, [sample("a", "80"), sample("b", "41", truth="A stone."), sample("a", "10", sight="blind")])
+    assert main(["bench", "table", str(tmp_path), "--json"]) == 1
+    assert "1 answers are not those that were judged, such as 'b'" in capsys.readouterr().err
+
+
 def test_a_line_of_a_sample_says_what_was_said_and_used(tmp_path):
     folder = scored(tmp_path, [sample("a", "say 5", group="organ"), sample("b", "no"), sample("c", " \n")])
     judge(folder, endpoint=Judge(no=["Hm.", "Score: 200", "Score: 8/10"]), job=Judging(patience=QUICK))

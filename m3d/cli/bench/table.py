@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from m3d.cli.common import check_out, console, note, say, say_json
 
 MARKDOWN = "table.md"
 DESCRIPTION = """\
 Print the metrics of one or more scored runs: each value with its 95 % interval over patients, the blind twin and the
-gain over it, chance, how many samples and how many failed, and published numbers of the same task and metric.
+gain over it, chance, how many samples and how many failed, what `m3d bench judge` found, and published numbers of the
+same task and metric.
 """
 EPILOG = """\
 examples:
@@ -40,12 +42,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Read, print, write."""
     from data_prep.atomic import atomic_path
-    from m3d.bench.scored import read_metrics
     from m3d.bench.table import markdown, sheet, terminal
 
     check_out(arguments, [MARKDOWN])
     protocols = ("standard", "m3d") if arguments.protocol == "both" else (arguments.protocol,)
-    runs = [read_metrics(folder, protocol) for folder in arguments.folders for protocol in protocols]
+    runs = [_read(folder, protocol) for folder in arguments.folders for protocol in protocols]
     if arguments.out is not None:
         with atomic_path(arguments.out / MARKDOWN) as temporary:
             temporary.write_text(markdown(runs, groups=arguments.groups), encoding="utf-8")
@@ -58,3 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         note(f"saved {arguments.out / MARKDOWN}")
     return 0
+
+
+def _read(folder: Path, protocol: str) -> dict[str, Any]:
+    """A scored run, and what a judge made of it."""
+    from m3d.bench.judge_summary import with_judge
+    from m3d.bench.scored import read_metrics
+
+    run = read_metrics(folder, protocol)
+    return with_judge(folder, run) if protocol == "standard" else run
