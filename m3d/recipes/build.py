@@ -4,11 +4,12 @@ Everything is loaded strictly, and what does not fit is named. A language model 
 its own type; the other parts are made around it.
 """
 
+import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -98,6 +99,8 @@ class Init:
         vision_tower: Folder of pretrain_clip.
         segvol: Folder of pretrain_segvol, or of a whole model: the head, its encoder or the tower that it shares, and
             seg_projector.
+        perceiver: Folder of a converted ``mm_projector.bin`` of the released stage 1 (``m3d convert``): the perceiver,
+            and the input table that was trained with it, where the vocabulary is as large.
         vision: Sizes of a tower from nothing.
         head: Sizes of a head from nothing; without it and ``segvol`` the model only talks.
         pool: Side of the blocks of patches that become one token of the language model.
@@ -110,6 +113,7 @@ class Init:
     language_model: str | None = None
     vision_tower: str | None = None
     segvol: str | None = None
+    perceiver: str | None = None
     vision: VisionSizes | None = None
     head: HeadSizes | None = None
     pool: int = 2
@@ -119,7 +123,11 @@ class Init:
 
     def __post_init__(self) -> None:
         """Refuse what says nothing, or two things at once."""
-        parts = [name for name in ("vision_tower", "segvol", "vision", "head") if getattr(self, name) is not None]
+        parts = [
+            name
+            for name in ("vision_tower", "segvol", "perceiver", "vision", "head")
+            if getattr(self, name) is not None
+        ]
         if self.checkpoint is not None and parts:
             raise ValueError(f"init.checkpoint brings all parts; leave out init.{parts[0]}")
         for name in ("pool", "pooling", "box_head") if self.checkpoint is not None else ():
@@ -135,7 +143,8 @@ class Init:
     @property
     def parents(self) -> dict[str, str | None]:
         """The folders that it names, by role."""
-        return {name: getattr(self, name) for name in ("checkpoint", "language_model", "vision_tower", "segvol")}
+        roles = ("checkpoint", "language_model", "vision_tower", "segvol", "perceiver")
+        return {name: getattr(self, name) for name in roles}
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +184,7 @@ def build(init: Init, preprocess: Preprocess) -> Built:
         pool_size=init.pool,
         pooling=init.pooling,
         box_head=init.box_head,
+        **projector_settings(init),
         **ids,
     )
     model = around(config, language_model)
@@ -205,12 +215,32 @@ def part_configs(init: Init, preprocess: Preprocess) -> tuple[M3DVisionConfig, M
     return vision, None if init.head is None else init.head.config(vision)
 
 
+def projector_settings(init: Init) -> dict[str, Any]:
+    """Kind and depth of a perceiver that init.perceiver brings; the published ones otherwise.
+
+    Raises:
+        ValueError: It pools otherwise than ``init`` says.
+    """
+    if init.perceiver is None:
+        return {}
+    folder = model_folder(init.perceiver)
+    known = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if known.get("model_type") != "m3d_perceiver":
+        raise ValueError(f"{folder} is no perceiver; init.perceiver takes what `m3d convert mm_projector.bin` writes")
+    pooled = known["pooling"], known["pool_size"]
+    if pooled != (init.pooling, init.pool):
+        raise ValueError(f"{folder} pools {pooled}, init says {(init.pooling, init.pool)}; set init.pooling, init.pool")
+    return {name: known[name] for name in ("projector", "projector_depth")}
+
+
 def fill(model: M3DForConditionalGeneration, init: Init) -> Iterator[tuple[str, str]]:
     """Put the weights of earlier stages into their parts; says which came from where."""
     if init.vision_tower is not None:
         folder = model_folder(init.vision_tower)
         put(model.vision_tower, vision_tower_of(folder)[1], f"{folder}: vision_tower")
         yield "vision_tower", "pretrain_clip"
+    if init.perceiver is not None:
+        yield from fill_perceiver(model, model_folder(init.perceiver))
     if init.segvol is None:
         return
     folder = model_folder(init.segvol)
@@ -225,6 +255,21 @@ def fill(model: M3DForConditionalGeneration, init: Init) -> Iterator[tuple[str, 
         assert part is not None
         put(part, read_weights(folder, f"{name}."), f"{folder}: {name}")
         yield name, "pretrain_segvol"
+
+
+def fill_perceiver(model: M3DForConditionalGeneration, folder: Path) -> Iterator[tuple[str, str]]:
+    """The released stage 1's perceiver; its second stage never loaded the input table beside it (REFERENCE B2)."""
+    put(model.perceiver, read_weights(folder, "perceiver."), f"{folder}: perceiver")
+    yield "perceiver", "mm_projector.bin"
+    table = read_weights(folder, "language_model.model.embed_tokens.").get("weight")
+    own = model.get_input_embeddings().weight
+    assert isinstance(own, torch.Tensor)
+    if table is None or table.shape != own.shape:
+        log.info("the input table stays the language model's: %s brings none of its size", folder.name)
+        return
+    with torch.no_grad():
+        own.copy_(table)
+    yield "embed_tokens", "mm_projector.bin"
 
 
 def _same_width(segvol: M3DSegVolConfig, model: M3DForConditionalGeneration) -> bool:

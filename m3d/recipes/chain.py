@@ -25,7 +25,7 @@ from m3d.train.engines import Engine, sibling
 
 log = logging.getLogger(__name__)
 
-PATHS = ("output", "stores", "checkpoint", "language_model", "vision_tower", "segvol", "clip", "init")
+PATHS = ("output", "stores", "checkpoint", "language_model", "vision_tower", "segvol", "perceiver", "clip", "init")
 """Settings of stages that are folders, where they hold text."""
 
 
