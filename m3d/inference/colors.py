@@ -10,9 +10,9 @@ GOLDEN = 0.618033988749895  # of the circle of hues: neighbours in order are far
 
 
 def color_of(number: int) -> str:
-    """The colour of a structure, counted from 0, as ``#RRGGBB``: those of the palette, then ones of their own."""
+    """The colour of a structure, counted from 0, as ``#RRGGBB``: the palette, then light ones that dark shows."""
     if number < len(PALETTE):
         return PALETTE[number]
-    saturation, value = (0.85, 0.55, 0.7)[number % 3], (0.95, 0.75, 0.6)[number // 3 % 3]
-    rgb = colorsys.hsv_to_rgb(number * GOLDEN % 1, saturation, value)
+    lightness, saturation = (0.62, 0.78, 0.7)[number // 3 % 3], (0.85, 0.5, 0.7)[number % 3]
+    rgb = colorsys.hls_to_rgb(number * GOLDEN % 1, lightness, saturation)
     return "#" + "".join(f"{round(255 * part):02X}" for part in rgb)

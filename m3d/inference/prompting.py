@@ -78,10 +78,10 @@ def place_points(
 
 
 def place_box(box: Box, volume: Volume) -> Box:
-    """A box of any frame in voxels of the scan, half-open.
+    """A box of any frame in voxels of the scan, half-open; in mm it is cut where it reaches beyond the scan.
 
     Raises:
-        ValueError: A side is empty, or it reaches beyond the scan.
+        ValueError: A side is empty, or it reaches beyond the scan in voxels, or does not reach it in mm.
     """
     if len(box.lo) != 3:
         raise ValueError(f"a box needs three sides, got lo={box.lo}, hi={box.hi}; for one slice there is add_slice_box")
@@ -89,6 +89,8 @@ def place_box(box: Box, volume: Volume) -> Box:
     if box.frame != "voxel":
         lo, hi = (tuple(np.round(corner, DIGITS).tolist()) for corner in (voxel.lo, voxel.hi))
         voxel = replace(voxel, lo=lo, hi=hi)
+    if box.frame == "mm":  # the hull of a box that is turned into an oblique scan's axes is larger than the box
+        voxel = voxel.clip(volume.shape)
     lows, highs = np.array(voxel.lo), np.array(voxel.hi)
     if (lows >= highs).any() or (lows < 0).any() or (highs > np.array(volume.shape)).any():
         raise ValueError(

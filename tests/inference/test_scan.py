@@ -315,6 +315,8 @@ def test_a_point_and_a_box_may_be_in_mm(scan):
     here = scan.segment(points=[(at, 1)], box=box).masks[0]
     there = scan.segment(points=[(mm, 1)], box=patient, frame="mm").masks[0]
     assert np.array_equal(here.array, there.array)
+    larger = scan.segment(box=Box((-99, -99, -99), (99, 99, 99), "mm")).masks[0]
+    assert np.array_equal(larger.array, scan.segment(box=Box((0, 0, 0), GRID)).masks[0].array), "cut to the scan"
     with pytest.raises(ValueError, match="frame='mm', but the box is in voxels"):
         scan.segment(points=[(mm, 1)], box=box, frame="mm")
 
