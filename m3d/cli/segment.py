@@ -17,6 +17,7 @@ examples:
   m3d segment ct.nii.gz --point -12.5,40,103 --frame mm
   m3d segment ct.nii.gz mandible brainstem --labels               both in one label map
   m3d segment ct.nii.gz --all --out structures                    all that the model has learned
+  m3d segment ct.nii.gz mandible --zoom native                    again from closer, at the scan's own resolution
   m3d segment ct.nii.gz mandible --largest-component --fill-holes --min-volume 0.5
 
 --frame voxel (the default) counts from 0 along the scan's stored axes, as `m3d inspect` prints them; a box ends before
@@ -51,6 +52,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--box", type=numbers(6), metavar="Z0,Y0,X0,Z1,Y1,X1", help="around the structure")
     group.add_argument("--frame", choices=("voxel", "mm"), default="voxel", help="what points and box are given in")
+    group.add_argument(
+        "--zoom",
+        nargs="?",
+        type=_zoom,
+        const=True,
+        default=False,
+        metavar="FACTOR",
+        help="draw again from closer: FACTOR times finer than the model's grid, or 'native', the scan's own voxels, "
+        "which is also meant without FACTOR; then put it last",
+    )
     group = parser.add_argument_group("after drawing")
     group.add_argument("--fill-holes", action="store_true", help="fill what a mask encloses in 3D")
     group.add_argument(
@@ -91,17 +102,35 @@ def run(arguments: argparse.Namespace) -> int:
     check_out(arguments, label_map_files() if labels else [])
     scan = open_scan(arguments)
     if arguments.all:
-        result = scan.segment_all(postprocess=cleaning)
+        result = scan.segment_all(postprocess=cleaning, zoom=arguments.zoom)
     else:
         what = names if len(names) > 1 else names[0] if names else None
         result = scan.segment(
-            what, points=arguments.points or None, box=box, frame=arguments.frame, postprocess=cleaning
+            what,
+            points=arguments.points or None,
+            box=box,
+            frame=arguments.frame,
+            postprocess=cleaning,
+            zoom=arguments.zoom,
         )
     code = deliver(arguments, result)
     if labels:
         for path in write_label_map(arguments.out, result, overlaps=arguments.overlaps, force=arguments.force):
             note(f"saved {path}")
     return code
+
+
+def _zoom(text: str) -> bool | float:
+    """``2.5`` or ``native``."""
+    from m3d.inference.zooming import zoom_factor
+
+    try:
+        zoom_factor("native" if text == "native" else float(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number above 1, nor 'native'; a NAME stands before --zoom, or write --zoom=native"
+        ) from None
+    return True if text == "native" else float(text)
 
 
 def _point(text: str) -> tuple[tuple[float, ...], int]:

@@ -7,8 +7,9 @@ Every mask of a `Scan` is made by `draw`, and every one of them by `found_mask` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from data_prep.boxes import Box, to_mm, to_voxel
 from data_prep.preprocess import Prepared
+from data_prep.way import Way
 from m3d.inference.prompting import Point, ScanFrame, as_prompts, place_box, place_points, refuse_contradictions
 from m3d.inference.results import FoundBox, FoundMask
+from m3d.inference.zooming import Sharp, ZoomIn
 from segvol_head import Prompts
 
 if TYPE_CHECKING:
@@ -33,11 +36,21 @@ OUTSIDE = -30.0
 
 @torch.inference_mode()
 def draw(
-    scan: Scan, names: Sequence[str], text: Tensor | None, geometry: Prompts | None, *, keep_logits: bool = False
+    scan: Scan,
+    names: Sequence[str],
+    text: Tensor | None,
+    geometry: Prompts | None,
+    *,
+    keep_logits: bool = False,
+    zoom: ZoomIn | None = None,
 ) -> tuple[tuple[FoundMask, ...], tuple[str, ...]]:
     """The named masks of what ``text`` says, ``(M, C)``, of ``geometry`` or of both, and what to beware of.
 
-    ``geometry`` is one prompt, on the model's grid, for all. Nothing prompted draws nothing.
+    ``geometry`` is one prompt, on the model's grid, for all. Nothing prompted draws nothing. With ``zoom`` what is
+    drawn on that grid is the first glance alone.
+
+    Raises:
+        ValueError: There is too little memory to zoom in.
     """
     count = len(text) if text is not None else int(geometry is not None)
     if not count:
@@ -46,29 +59,41 @@ def draw(
     if geometry is not None:
         geometry = geometry[owner].to(scan.model.device)
     logits = scan.model.draw(scan.features, text=text, volume_index=owner, prompts=geometry)
+    glances = [own.float().cpu().numpy() for own in logits[: len(names), 0]]
     masks, notes = [], []
-    for number, name in enumerate(names):
-        own = logits[number, 0].float().cpu().numpy()
-        mask = found_mask(scan.prepared, own, name or f"mask {number + 1}")
+    for number, (name, own, sharp) in enumerate(zip(names, glances, _sharpened(glances, text, zoom), strict=True)):
+        mask = found_mask(scan.prepared, own, name or f"mask {number + 1}", sharp)
         masks.append(replace(mask, logits=own) if keep_logits else mask)
         if not mask.array.any():
             notes.append(f"the mask of {mask.name!r} is empty: the model sees none of it")
     return tuple(masks), tuple(notes)
 
 
-def found_mask(prepared: Prepared, logits: npt.NDArray[np.float32], name: str) -> FoundMask:
-    """A mask on the scan, of logits ``(d, h, w)`` on the grid that it was prepared to.
+def _sharpened(
+    glances: Sequence[npt.NDArray[np.float32]], text: Tensor | None, zoom: ZoomIn | None
+) -> Iterator[Sharp | None]:
+    """What is seen from closer, mask by mask; None where nobody looks, or there is nothing to look at."""
+    if zoom is None or not zoom.useful:
+        return repeat(None, len(glances))
+    said = [None if text is None else text[number : number + 1] for number in range(len(glances))]
+    return zoom.draw_all([zoom.plan(glance, text=own) for glance, own in zip(glances, said, strict=True)])
+
+
+def found_mask(prepared: Prepared, logits: npt.NDArray[np.float32], name: str, sharp: Sharp | None = None) -> FoundMask:
+    """A mask on the scan, of logits ``(d, h, w)`` on the grid that it was prepared to, or as it was seen from closer.
 
     Logits are brought back, not a mask: the edge is then found at the scan's own resolution.
     """
-    on_scan = prepared.to_scan(logits, order=1, fill=OUTSIDE)
-    inside = on_scan > 0
-    probability = 1 / (1 + np.exp(-on_scan[inside] if inside.any() else -on_scan.max()))
+    if sharp is None:
+        on_scan = prepared.to_scan(logits, order=1, fill=OUTSIDE)
+        inside = on_scan > 0
+        probability = 1 / (1 + np.exp(-on_scan[inside] if inside.any() else -on_scan.max()))
+        sharp = Sharp(inside, float(probability.mean()))
     return FoundMask(
         name=name,
-        array=inside,
-        score=float(probability.mean()),
-        volume_ml=float(inside.sum() * prepared.source.voxel_ml),
+        array=sharp.array,
+        score=sharp.score,
+        volume_ml=float(np.count_nonzero(sharp.array) * prepared.source.voxel_ml),
     )
 
 
@@ -82,9 +107,16 @@ def found_box(prepared: Prepared, box: Box, name: str) -> FoundBox:
 
 
 def geometry_prompts(
-    prepared: Prepared, points: Sequence[Point], box: Box | None, *, frame: ScanFrame = "voxel"
+    prepared: Prepared,
+    points: Sequence[Point],
+    box: Box | None,
+    *,
+    frame: ScanFrame = "voxel",
+    way: Way | None = None,
 ) -> Prompts | None:
     """Points in ``frame`` and a box in its own, both on the scan, as one prompt on the grid; None without either.
+
+    The grid is the model's, or that at the end of another ``way``.
 
     Raises:
         ValueError: One lies outside the scan, or they contradict each other, or the box is in voxels and the frame mm.
@@ -95,4 +127,4 @@ def geometry_prompts(
     placed = [(place_points([at], volume, frame=frame)[0], label) for at, label in points]
     framed = None if box is None else place_box(box, volume)
     refuse_contradictions(placed, framed)
-    return as_prompts(prepared, placed, framed)
+    return as_prompts(way or prepared, placed, framed)

@@ -128,7 +128,8 @@ class Result:
     ``evidence`` is how the model asked for that, word by word, and the first ``num_measured`` masks are what it drew
     for it; the others are its answer's. ``postprocess`` is what was done to those after they were drawn, in order.
     Where several structures were asked for by name, ``asked`` has all of them, in the order of a label map's values,
-    and ``not_drawn`` those that have no mask.
+    and ``not_drawn`` those that have no mask. ``drawn_at_mm`` is the voxel size that masks were drawn at, along the
+    model's axes, where that is finer than the model's grid.
     """
 
     task: str
@@ -146,6 +147,7 @@ class Result:
     evidence: str = ""
     num_measured: int = 0
     postprocess: tuple[PostProcess, ...] = ()
+    drawn_at_mm: tuple[float, float, float] | None = None
     asked: tuple[str, ...] = ()
     not_drawn: tuple[NotDrawn, ...] = ()
 
@@ -232,6 +234,7 @@ class Result:
             ],
             "absent": [one.to_dict() for one in self.not_drawn],
             "postprocess": [how.to_dict() for how in self.postprocess],
+            "drawn_at_mm": None if self.drawn_at_mm is None else [round(side, 4) for side in self.drawn_at_mm],
             "pictures": list(self.pictures),
             "scan": describe_scan(self.volume, self.scan_path),
             "model_id": self.model_id,

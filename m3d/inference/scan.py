@@ -8,6 +8,7 @@ How it talks is in `m3d.inference.talking`, how it draws in `m3d.inference.drawi
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from torch import Tensor
 from data_prep.boxes import Box
 from data_prep.preprocess import Prepared
 from data_prep.volume import Volume
-from m3d.inference.answering import answer, answer_all, draw_each, draw_named, draw_pointed
+from m3d.inference.answering import answer, answer_all, draw_each, draw_named, draw_pointed, zoomed_in
 from m3d.inference.drawing import draw, geometry_prompts
 from m3d.inference.postprocess import PostProcess
 from m3d.inference.prompting import Point, ScanFrame
 from m3d.inference.results import FoundMask, Result
 from m3d.inference.session import Session
 from m3d.inference.talking import MAX_NEW_TOKENS, NoMask, asked_to_draw, encode, log_likelihoods, stripped
+from m3d.inference.zooming import Zoom, ZoomIn
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
 from m3d.tasks.base import Phrases
 from segvol_head import Prompts
@@ -148,35 +150,48 @@ class Scan:
         box: Box | None = None,
         frame: ScanFrame = "voxel",
         postprocess: PostProcess | None = None,
+        zoom: Zoom = False,
     ) -> Result:
         """Draw a structure by name, by points and a box, or by both together; or several structures by their names.
 
         A point is ``((d, h, w), label)``, label 1 inside and 0 outside the structure; in ``frame`` "mm" it is
         ``((x, y, z), label)`` in patient coordinates (RAS). A box has its own frame.
 
+        With ``zoom`` what is drawn on the model's grid is looked at again from closer: in windows of a grid that is so
+        many times finer, or as fine as the scan (True or "native"). docs/segmentation.md tells when that helps.
+
         Of several names each has one mask, as if it were asked for alone; `Result.not_drawn` has those that the model
         refuses. ``postprocess`` is done to the masks; see `Result.postprocessed`.
 
         Raises:
             NoMask: The model answered a name that was given alone without drawing, or drew something else.
-            ValueError: Nothing was asked for, a point or box lies outside the scan, or is given with several names.
+            ValueError: Nothing was asked for, a point or box lies outside the scan, or is given with several names, or
+                there is too little memory to zoom in.
         """
         how = postprocess or PostProcess()
+        pointed = partial(geometry_prompts, self.prepared, points or [], box, frame=frame)
+        closer = ZoomIn(self.model, self.prepared, zoom, lambda way: pointed(way=way)) if zoom is not False else None
         if name is not None and not isinstance(name, str):
             if points or box is not None:
                 raise ValueError(
                     f"points and a box are about one structure, and a list of {len(name)} names is given; "
                     "ask for each by itself, or take a session"
                 )
-            return draw_each(self, name).postprocessed(how)
-        geometry = geometry_prompts(self.prepared, points or [], box, frame=frame)
+            return zoomed_in(draw_each(self, name, closer), closer).postprocessed(how)
+        geometry = pointed()
         if name is not None:
-            return draw_named(self, name, geometry).postprocessed(how)
+            return zoomed_in(draw_named(self, name, geometry, closer), closer).postprocessed(how)
         if geometry is None:
             raise ValueError("say what to segment: a name, points, a box, or several of them")
-        return draw_pointed(self, _label(points, box), geometry).postprocessed(how)
+        return zoomed_in(draw_pointed(self, _label(points, box), geometry, closer), closer).postprocessed(how)
 
-    def segment_all(self, vocabulary: Sequence[str] | None = None, *, postprocess: PostProcess | None = None) -> Result:
+    def segment_all(
+        self,
+        vocabulary: Sequence[str] | None = None,
+        *,
+        postprocess: PostProcess | None = None,
+        zoom: Zoom = False,
+    ) -> Result:
         """Draw every structure that the model has learned, or every one of a vocabulary of your own; see `segment`.
 
         Label maps number them in the vocabulary's order, what is not drawn too.
@@ -190,7 +205,7 @@ class Scan:
                 f"{self.model_id} does not say which structures it has learned (seg_config.vocabulary in its "
                 "config.json is empty); name those that you want"
             )
-        return self.segment(names, postprocess=postprocess)
+        return self.segment(names, postprocess=postprocess, zoom=zoom)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:

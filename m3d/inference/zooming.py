@@ -216,4 +216,3 @@ class ZoomIn:
         low, high = box.view(2, 3) - starts
         by = torch.tensor(self.scale)
         return torch.cat([(low * by).floor(), ((high + 1) * by).ceil() - 1])
-

@@ -62,7 +62,10 @@ class FakeScan:
         box: Box | None = None,
         frame: Any = "voxel",
         postprocess: PostProcess | None = None,
+        zoom: Any = False,
     ) -> Result:
+        if zoom is not False:
+            self.calls.append(("zoom", zoom))
         placed = [(place_points([at], self.volume, frame=frame)[0], label) for at, label in points or []] or None
         self.calls.append(("segment", (name, placed, None if box is None else place_box(box, self.volume))))
         cleaning = postprocess or PostProcess()
@@ -76,8 +79,8 @@ class FakeScan:
             raise NoMask("no mask of 'ghost': the model answered 'There is no ghost.' without [SEG]")
         return self._drawn(name).postprocessed(cleaning)
 
-    def segment_all(self, *, postprocess: PostProcess | None = None) -> Result:
-        return self.segment(["mandible", "ghost", "nothing"], postprocess=postprocess)
+    def segment_all(self, *, postprocess: PostProcess | None = None, zoom: Any = False) -> Result:
+        return self.segment(["mandible", "ghost", "nothing"], postprocess=postprocess, zoom=zoom)
 
     def _drawn(self, name: str | None) -> Result:
         mask = self.volume.array > (1e9 if name == "nothing" else 200)

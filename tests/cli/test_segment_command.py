@@ -127,3 +127,26 @@ def test_points_with_several_names_are_refused(fake, run, ct, capsys):
         run("segment", ct, "mandible", "brainstem", "--point", "4,5,6")
     assert stop.value.code == 2
     assert "--point and --box are about one structure, and 2 are named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "zoom"),
+    [
+        (["mandible", "--zoom"], True),
+        (["mandible", "--zoom", "native"], True),
+        (["mandible", "--zoom=native", "--labels"], True),
+        (["mandible", "brainstem", "--zoom", "2.5"], 2.5),
+        (["--all", "--zoom", "2"], 2.0),
+        (["mandible"], None),
+    ],
+)
+def test_zooming_in_is_asked_for(words, zoom, fake, run, ct):
+    assert run("segment", ct, *words)[0] == 0
+    assert [told for name, told in fake.calls if name == "zoom"] == ([] if zoom is None else [zoom])
+
+
+@pytest.mark.parametrize("word", ["mandible", "1", "-2", "nan"])
+def test_what_is_no_zoom_is_told_before_the_work(word, fake, run, ct, capsys):
+    with pytest.raises(SystemExit):
+        run("segment", ct, f"--zoom={word}")
+    assert "is no number above 1, nor 'native'" in capsys.readouterr().err and not fake.calls
