@@ -181,12 +181,16 @@ def spoken(result: Result) -> Iterator[str]:
     if result.measured:
         yield f"measured on the masks it drew: {'; '.join(map(str, result.measured))}"
     for mask in result.masks:
-        yield f"{mask.name}: {mask.volume_ml:.1f} mL, score {mask.score:.2f}"
+        yield f"{mask.name}: {mask.volume_ml:.1f} mL, score {mask.score:.2f}{_present(mask.present)}"
     for one in result.not_drawn:
-        yield f"{one.name}: not drawn: {one.reason}"
+        yield f"{one.name}: not drawn: {one.reason}{_present(one.present)}"
     for box in result.boxes:
         voxel = f"voxels {_triple(box.voxel.lo)} to {_triple(box.voxel.hi)}"
         yield f"{box.name or 'box'}: {voxel}; mm (R, A, S) {_triple(box.mm.lo)} to {_triple(box.mm.hi)}"
+
+
+def _present(probability: float | None) -> str:
+    return "" if probability is None else f", present {probability:.2f}"
 
 
 def _triple(numbers: Sequence[float]) -> str:

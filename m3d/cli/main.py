@@ -27,6 +27,7 @@ COMMANDS = {
     "data": "from data sets and your own scans to verified records and fast volumes",
     "bench": "M3D-Bench: ask a model all eight tasks, score the answers, compare runs",
     "train": "run a stage of training, or say what it would need (--dry-run)",
+    "calibrate": "teach a model to say how likely a structure is in the scan at all",
     "export": "write a model for other programs: the released code, peft, MONAI; or push it to the hub",
     "doctor": "check this installation and say what fixes it",
 }

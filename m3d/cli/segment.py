@@ -76,6 +76,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="in the label map, what several masks share goes to the smaller structure (the default), to the last, or "
         "to all of them, in several maps",
     )
+    group.add_argument(
+        "--doubtful", action="store_true", help="also paint what is probably not in the scan (present below 0.5)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -115,7 +118,10 @@ def run(arguments: argparse.Namespace) -> int:
         )
     code = deliver(arguments, result)
     if labels:
-        for path in write_label_map(arguments.out, result, overlaps=arguments.overlaps, force=arguments.force):
+        written = write_label_map(
+            arguments.out, result, overlaps=arguments.overlaps, doubtful=arguments.doubtful, force=arguments.force
+        )
+        for path in written:
             note(f"saved {path}")
     return code
 

@@ -14,7 +14,7 @@ What lies in several masks goes by ``overlaps``:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -94,6 +94,7 @@ class _Label:
             "value": self.value,
             "name": self.name,
             "drawn": self.mask is not None,
+            "present": None if self.mask is None or self.mask.present is None else round(self.mask.present, 6),
             "slug": self.slug,
             "color": self.color,
             "file": self.file,
@@ -103,14 +104,20 @@ class _Label:
 
 
 def write_label_map(
-    folder: Path | str, result: Result, *, overlaps: Overlaps = "smaller", force: bool = False
+    folder: Path | str,
+    result: Result,
+    *,
+    overlaps: Overlaps = "smaller",
+    doubtful: bool = False,
+    force: bool = False,
 ) -> tuple[Path, ...]:
     """Write the masks of a result as one label map on the scan's own grid, with its tables; returns what was written.
 
     Where several structures were asked for by name, values count from 1 in that order, so that they mean the same for
     every scan; what was not drawn keeps its value and has no voxels. Else they count in the order of the masks; masks
     that were only drawn to measure them take part unless the answer drew that structure itself. ``label-map.png`` shows
-    all masks where most of them are seen.
+    all masks where most of them are seen. A structure that is probably not in the scan (`FoundMask.present`) is not
+    painted unless ``doubtful`` is given; it keeps its value.
 
     Raises:
         ValueError: The result has no masks and names none, or ``overlaps`` is unknown.
@@ -121,7 +128,7 @@ def write_label_map(
         raise ValueError(f"unknown overlaps {overlaps!r}; known: {', '.join(get_args(Overlaps))}")
     if not result.masks and not result.asked:
         raise ValueError("a label map needs masks, and the result has none; ask for a structure with segment")
-    maps, labels = _labels(result, overlaps)
+    maps, labels = _labels(result if doubtful else _without_doubtful(result), overlaps)
     files = label_map_files(len(maps))
     replaced = labels_files(folder) if force else []
     needed = sum(one.nbytes for one in maps) + PICTURE_BYTES + 100_000
@@ -141,6 +148,12 @@ def label_map_files(num_maps: int = 1) -> list[str]:
     """The names of all files, the maps first."""
     maps = [f"{STEM}.nii.gz", *(f"{STEM}-{number}.nii.gz" for number in range(2, num_maps + 1))]
     return [*maps, SNAP_NAME, SLICER_NAME, PICTURE_NAME, LABELS_NAME]
+
+
+def _without_doubtful(result: Result) -> Result:
+    """The same masks, empty where the structure is probably not there."""
+    masks = (replace(mask, array=np.zeros_like(mask.array)) if mask.doubtful else mask for mask in result.masks)
+    return replace(result, masks=tuple(masks))
 
 
 def _taking_part(result: Result) -> list[tuple[int, FoundMask]]:

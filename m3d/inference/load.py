@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from data_prep.read import read_volume
 from data_prep.volume import Volume
 from m3d.inference.checkpoints import resolve
+from m3d.inference.presence import Presence, read_presence
 from m3d.inference.scan import Scan
 from m3d.models import M3DForConditionalGeneration, M3DProcessor
 
@@ -22,11 +23,15 @@ __all__ = ["M3D", "load"]
 
 @dataclass(frozen=True)
 class M3D:
-    """A loaded model; `look` at a scan, then ask the `Scan`."""
+    """A loaded model; `look` at a scan, then ask the `Scan`.
+
+    ``presence`` says how likely a structure is in a scan at all, where `m3d calibrate` has fitted that.
+    """
 
     id: str
     model: M3DForConditionalGeneration
     processor: M3DProcessor
+    presence: Presence | None = None
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +59,7 @@ class M3D:
         began = time.monotonic()
         seen = Scan.of(self.id, self.model, self.processor, volume, path)
         log.info("looked at %s in %.1f s", "the volume" if path is None else path.name, time.monotonic() - began)
-        return seen
+        return replace(seen, presence=self.presence)
 
 
 def pick_device(name: str) -> torch.device:
@@ -79,9 +84,11 @@ def load(name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: 
 
     Raises:
         FileNotFoundError: There is no such model or folder, or a file of it is missing.
-        ValueError: The folder holds another architecture, or its weights are cut or do not fit its config.
+        ValueError: The folder holds another architecture, its weights are cut or do not fit its config, or its
+            ``presence.json`` is broken.
     """
     folder, where = resolve(name_or_path), pick_device(device)
+    presence = read_presence(folder)
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
     try:
@@ -99,4 +106,4 @@ def load(name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: 
         what = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}" for kind, keys in wrong.items())
         raise ValueError(f"{folder}: the weights do not fit config.json ({what}); they belong to another model")
     log.warning("%s: for research, not for clinical use", folder.name)
-    return M3D(folder.name, model.to(where).eval(), M3DProcessor.from_pretrained(folder))
+    return M3D(folder.name, model.to(where).eval(), M3DProcessor.from_pretrained(folder), presence)

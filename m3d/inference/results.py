@@ -54,6 +54,7 @@ RESULT_NAME = "result.json"
 LABELS_SCHEMA = "m3d.labels/1"
 LABELS_NAME = "label-map.json"  # no slug has a hyphen, so no mask is called so
 PICTURE_BYTES = 1_500_000  # more than any of our pictures takes
+DOUBT = 0.5  # below this probability a structure counts as not present
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class FoundMask:
     """A structure's voxels on the scan's own grid; ``score`` is the mean probability inside as drawn, 0 to 1.
 
     ``logits`` are those of the model's grid, where they were asked for. ``present`` is the calibrated probability that
-    the structure is in the scan at all, None where the model has no calibration.
+    the structure is in the scan at all; None where it was not asked for by name alone, or the model has no calibration
+    (`m3d calibrate`).
     """
 
     name: str
@@ -83,6 +85,11 @@ class FoundMask:
     volume_ml: float
     logits: npt.NDArray[np.float32] | None = field(default=None, repr=False)
     present: float | None = None
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the structure is probably not in the scan, whatever was drawn."""
+        return self.present is not None and self.present < DOUBT
 
 
 @dataclass(frozen=True)

@@ -101,12 +101,12 @@ def test_json_says_everything_and_no_path(tmp_path):
     facts = said(tmp_path)
     assert facts["labels"] == [
         {
-            "value": 1, "name": "left parotid", "drawn": True, "slug": "left_parotid", "color": "#56B4E9",
-            "file": "label-map.nii.gz", "voxels": 27, "hidden_voxels": 0,
+            "value": 1, "name": "left parotid", "drawn": True, "present": None, "slug": "left_parotid",
+            "color": "#56B4E9", "file": "label-map.nii.gz", "voxels": 27, "hidden_voxels": 0,
         },
         {
-            "value": 2, "name": "mandible", "drawn": True, "slug": "mandible", "color": "#E69F00",
-            "file": "label-map.nii.gz", "voxels": 215, "hidden_voxels": 1,
+            "value": 2, "name": "mandible", "drawn": True, "present": None, "slug": "mandible",
+            "color": "#E69F00", "file": "label-map.nii.gz", "voxels": 215, "hidden_voxels": 1,
         },
     ]  # fmt: skip
     assert facts["schema"] == "m3d.labels/1" and facts["overlaps"] == "smaller" and facts["background"] == 0
