@@ -51,6 +51,11 @@ STAGES: Mapping[str, Stage] = {
         does="all parts together, LoRA in the language model, tasks mixed by weight (language + Dice + BCE)",
         source="M3D 4.2, stage 2; finetune_lora.sh",
     ),
+    "finetune": Stage(
+        module="m3d.recipes.finetune",
+        does="a checkpoint learns the structures of your own folder in nnU-Net's layout, measured before and after",
+        source="ours",
+    ),
     "merge": Stage(
         module="m3d.recipes.merge",
         does="folds LoRA and learned rows into a plain Hugging Face folder",
