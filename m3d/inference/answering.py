@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from m3d.inference.drawing import draw, found_box
 from m3d.inference.presence import with_presence
 from m3d.inference.results import FoundBox, FoundMask, NotDrawn, Result
 from m3d.inference.talking import Spoken, asked_to_draw, distinct_names, speak_all
+from m3d.inference.zooming import ZoomIn
 from m3d.models.processing import BOX_START
 from m3d.tasks.codecs import Frac3
 from m3d.tasks.segmentation import named_masks, names_before
@@ -80,17 +83,21 @@ def draw_named(scan: Scan, name: str, geometry: Prompts | None, zoom: ZoomIn | N
     began = time.monotonic()
     (asked,) = asked_to_draw(scan, [name])
     asked.willing()
-    masks, notes = draw(scan, asked.masks, asked.spoken.prompts, geometry)
+    masks, notes = draw(scan, asked.masks, asked.spoken.prompts, geometry, zoom=zoom)
     own = replace(asked.spoken, masks=())  # what it measured before it drew is none of what was asked for
     result = _result(scan, "segment", asked.prompt, own, (), masks, notes, began)
     return with_presence(scan, result, [asked.name]) if geometry is None else result
 
 
-def draw_each(scan: Scan, names: Sequence[str]) -> Result:
-    """One mask of each name, and which names have none."""
+def draw_each(scan: Scan, names: Sequence[str], zoom: ZoomIn | None = None) -> Result:
+    """One mask of each name, and which names have none.
+
+    To zoom in, all are drawn on the model's grid first: what it takes is then known before the first window.
+    """
     began = time.monotonic()
     wanted = distinct_names(names)
     spoken, prompts, masks, notes, refused = list[str](), list[str](), list[FoundMask](), list[str](), list[NotDrawn]()
+    closer: list[tuple[str, Tensor]] = []
     with tqdm(total=len(wanted), desc="drawing", unit="name", leave=False, disable=None) as bar:
         for asked in asked_to_draw(scan, wanted):
             prompts.append(asked.prompt)
@@ -98,14 +105,37 @@ def draw_each(scan: Scan, names: Sequence[str]) -> Result:
             notes.extend(asked.spoken.notes)
             if asked.refused:
                 refused.append(NotDrawn(asked.name, asked.refused))
+            elif zoom is not None:
+                closer.append((asked.name, asked.text_prompt))
             else:
                 (mask,), beware = draw(scan, [asked.name], asked.text_prompt, None)
                 masks.append(mask)
                 notes.extend(beware)
             bar.update()
+    if closer:
+        said = torch.cat([text for _, text in closer])
+        drawn, beware = draw(scan, [name for name, _ in closer], said, None, zoom=zoom)
+        masks.extend(drawn)
+        notes.extend(beware)
     all_said = Spoken("\n".join(spoken), None, notes=tuple(dict.fromkeys(notes)))
     result = _result(scan, "segment", "\n".join(prompts), all_said, (), tuple(masks), all_said.notes, began)
     return with_presence(scan, replace(result, asked=wanted, not_drawn=tuple(refused)), wanted)
+
+
+def zoomed_in(result: Result, zoom: ZoomIn | None) -> Result:
+    """The same result, which says how closely was looked."""
+    if zoom is None:
+        return result
+    if not zoom.useful:
+        return replace(result, warnings=(*result.warnings, NO_FINER))
+    learned, notes = result.preprocess["spacing"], result.warnings
+    if learned is not None:
+        notes = (*notes, OTHER_VOXELS.format(_mm(zoom.spacing), _mm(learned)))
+    return replace(result, drawn_at_mm=zoom.spacing, warnings=notes)
+
+
+def _mm(sides: Sequence[float]) -> str:
+    return " x ".join(f"{side:.1f}" for side in sides) + " mm"
 
 
 def _result(

@@ -20,7 +20,7 @@ from torch import Tensor
 from data_prep.boxes import Box
 from data_prep.preprocess import Prepared
 from data_prep.volume import Volume
-from m3d.inference.answering import answer, answer_all, draw_each, draw_named, draw_pointed
+from m3d.inference.answering import answer, answer_all, draw_each, draw_named, draw_pointed, zoomed_in
 from m3d.inference.drawing import draw, geometry_prompts
 from m3d.inference.postprocess import PostProcess
 from m3d.inference.presence import Presence
@@ -28,6 +28,7 @@ from m3d.inference.prompting import Point, ScanFrame
 from m3d.inference.results import FoundMask, Result
 from m3d.inference.session import Session
 from m3d.inference.talking import MAX_NEW_TOKENS, NoMask, asked_to_draw, encode, log_likelihoods, stripped
+from m3d.inference.zooming import Zoom, ZoomIn
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
 from m3d.tasks.base import Phrases
 from segvol_head import Prompts
