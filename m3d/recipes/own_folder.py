@@ -1,4 +1,4 @@
-"""A user's own folder in nnU-Net's layout becomes a store for a checkpoint, on its grid, with some patients held out."""
+"""A user's own folder in nnU-Net's layout becomes a store on a checkpoint's grid, with some patients held out."""
 
 from __future__ import annotations
 
