@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": "M3D-Bench: ask a model all eight tasks, score the answers, compare runs",
     "train": "run a stage of training, or say what it would need (--dry-run)",
     "calibrate": "teach a model to say how likely a structure is in the scan at all",
+    "convert": "released M3D-LaMed, M3D-CLIP and SegVol checkpoints become folders of ours",
     "export": "write a model for other programs: the released code, peft, MONAI; or push it to the hub",
     "doctor": "check this installation and say what fixes it",
 }

@@ -5,8 +5,10 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from m3d.models.processing import BOX_END, BOX_START, IMAGE_TOKEN, SEG_TOKEN, TokenIds
 
@@ -14,6 +16,7 @@ FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt"),
 )
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 SENTENCES = "tokenizer.model"
 """The released LaMed folders have a sentencepiece model alone; converted ones keep it for those who export again."""
 
@@ -46,6 +49,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(room, local_files_only=True)
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise ValueError(f"{folder}: the tokenizer cannot be read ({error}); fetch its files again") from None
+    if "tokenizer.json" not in there and SENTENCES in there and _prefixes_every_piece(folder):
+        tokenizer = _with_prefixes(tokenizer)
     tokenizer.name_or_path = ""
     _check_added(tokenizer, folder)
     return tokenizer
@@ -69,6 +74,34 @@ def m3d_token_ids(tokenizer: PreTrainedTokenizerBase, where: Path) -> TokenIds:
         box_start_token_id=vocabulary[BOX_START],
         box_end_token_id=vocabulary[BOX_END],
         seg_token_id=vocabulary[SEG_TOKEN],
+    )
+
+
+def _prefixes_every_piece(folder: Path) -> bool:
+    """Whether text after an added token begins with a space of its own, as in transformers 4 unless ``legacy: false``.
+
+    transformers 5 reads a folder that does not say it as if it said false.
+    """
+    path = folder / "tokenizer_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return fields.get("legacy") is not False
+
+
+def _with_prefixes(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same words with sentencepiece's space before every stretch of text, under a class that keeps it so."""
+    words: Any = tokenizer
+    described = json.loads(words.backend_tokenizer.to_str())
+    prefix = {"type": "Prepend", "prepend": SPACE}
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+    described |= {"normalizer": {"type": "Sequence", "normalizers": [prefix, spaces]}, "pre_tokenizer": None}
+    for token in described["added_tokens"]:
+        token["normalized"] = False  # else it would be looked for with the space before it
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(described)),
+        model_max_length=tokenizer.model_max_length,
+        padding_side=tokenizer.padding_side,
+        **special,
     )
 
 

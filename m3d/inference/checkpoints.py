@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
+from m3d.convert.hub import fetched, release_of
+
 NEEDED = ("config.json", "preprocess.json", "tokenizer.json")
 SAMPLE = 1 << 20
 
@@ -17,14 +19,19 @@ def bundled() -> list[str]:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """The folder of a bundled model's name or of a path, checked to be an M3D checkpoint.
+    """The folder of a bundled model's name, of a path, or of a repository's name, checked to be an M3D checkpoint.
+
+    A released model's repository (`m3d.convert.hub.RELEASES`), or any as ``OWNER/NAME@COMMIT``, is fetched and
+    converted once, into the cache.
 
     Raises:
-        FileNotFoundError: No such model or folder, or a file of it is missing.
+        FileNotFoundError: No such model or folder, a file of it is missing, or a repository is not to be had.
         ValueError: The folder holds a checkpoint of another architecture.
     """
     if str(name_or_path) in bundled():
         folder = Path(str(resources.files("m3d") / "bundled" / str(name_or_path)))
+    elif (release := release_of(name_or_path)) is not None:
+        folder = fetched(release)
     else:
         folder = Path(name_or_path)
     if not folder.is_dir():
