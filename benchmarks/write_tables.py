@@ -340,6 +340,72 @@ def clicks() -> str:
     return f"{markdown(heads, rows)}\n\n{result['patients']} patients, one thread (`{result['command']}`)."
 
 
+# -- segmentation -----------------------------------------------------------------------------------------------------
+
+
+def zoom() -> str:
+    """Dice and surface Dice with zooming in, without it, and the difference, by way and zoom."""
+    result, rows = read("zoom.json"), []
+    metrics = result["metrics"]
+    for way in ("name", "click", "box"):
+        for how in result["zooms"]:
+            each = [metrics.get(f"{way}: {measure}, {how}/mean") for measure in ("dice", "nsd")]
+            cells = [cell(row, key) for row in each for key in ("without", "value", "gain")]
+            rows.append([way, how, *cells])
+    heads = [
+        "prompt",
+        "zoom",
+        *(f"{name}{what}" for name in ("Dice", "surface Dice") for what in ("", ", zoom", ", gain")),
+    ]
+    spent = ", ".join(f"{zoom} {seconds:.1f} s" for zoom, seconds in result["seconds a mask"].items())
+    told = f"{result['model']}, {result['patients']} validation patients of OpenKBP, all structures, surface Dice at "
+    told += f"{result['tolerance_mm']:g} mm; a mask takes {spent} with {result['machine']['threads']} thread(s) "
+    told += f"(`{result['command']}`)."
+    return f"{markdown(heads, rows)}\n\n{told}"
+
+
+def zoom_structures() -> str:
+    """Gain in Dice of each structure, by way, at the finest zoom."""
+    result = read("zoom.json")
+    how, metrics = result["zooms"][-1], result["metrics"]
+    ways = ("name", "click", "box")
+    names = [key.rpartition("/")[2] for key in metrics if key.startswith(f"box: dice, {how}/")]
+    rows = []
+    for name in names:
+        each = [metrics.get(f"{way}: {measure}, {how}/{name}") for way in ways for measure in ("dice", "nsd")]
+        pairs = [f"{cell_of(row, 'without')} → {cell_of(row, 'value')}" for row in each]
+        rows.append([name, *pairs])
+    heads = ["structure", *(f"{way}, {measure}" for way in ways for measure in ("Dice", "surface Dice"))]
+    return markdown(heads, rows)
+
+
+def cell_of(row: Mapping[str, Any] | None, key: str) -> str:
+    """A value without its interval."""
+    return "-" if row is None or row.get(key) is None else f"{row[key]:.2f}"
+
+
+def large_volume() -> str:
+    """Seconds and peak memory of the command on a large scan."""
+    result, rows = read("large_volume.json"), []
+    for row in result["rows"]:
+        voxel = (
+            "the model's grid" if row["drawn_at_mm"] is None else " x ".join(f"{mm:.1f}" for mm in row["drawn_at_mm"])
+        )
+        numbers = [
+            f"{row['seconds']:.0f}",
+            f"{row['cpu_seconds']:.0f}",
+            f"{row['peak_mb'] / 1000:.1f}",
+            f"{row['dice']:.2f}",
+        ]
+        rows.append([row["way"], row["zoom"], voxel, *numbers])
+    heads = ["prompt", "zoom", "drawn at, mm", "seconds", "CPU seconds", "peak GB", "Dice"]
+    scan, machine = result["scan"], result["machine"]
+    told = f"{' x '.join(map(str, scan['shape']))} voxels of {' x '.join(map(str, scan['spacing_mm']))} mm, a "
+    told += f"{scan['file_bytes'] / 1e6:.0f} MB int16 NIfTI; the {result['structure']} of phantom {scan['phantom']}, "
+    told += f"by {result['model']} on {machine['cores']} cores (`{result['command']}`)."
+    return f"{markdown(heads, rows)}\n\n{told}"
+
+
 # -- M3D-Bench --------------------------------------------------------------------------------------------------------
 
 
@@ -386,6 +452,9 @@ def bench_speed() -> str:
 
 
 BLOCKS = {
+    "zoom": zoom,
+    "zoom_structures": zoom_structures,
+    "large_volume": large_volume,
     "clicks": clicks,
     "bench": bench,
     "bench_released": bench_released,
