@@ -406,6 +406,36 @@ def large_volume() -> str:
     return f"{markdown(heads, rows)}\n\n{told}"
 
 
+def presence() -> str:
+    """How the calibrated presence does on every set that it is judged on."""
+    result = read("presence.json")
+    rows = []
+    for what, found in result["sets"].items():
+        counts = [str(found[key]) for key in ("patients", "there", "not there")]
+        shares = [cell(found[key]) for key in ("auc", "brier", "there, called there", "not there, called not there")]
+        rows.append([what, *counts, *shares, f"{found['ece']:.3f}"])
+    heads = ["scans", "patients", "there", "not there", "AUC", "Brier score", "called there, of those that are"]
+    heads += ["called not there, of those that are not", "ECE"]
+    return f"{markdown(heads, rows)}\n\n`{result['model']}`, 95 % CI by patient (`{result['command']}`)."
+
+
+def presence_structures() -> str:
+    """By structure: how many are called there, and how many not, on phantoms and on patients."""
+    sets = read("presence.json")["sets"]
+    shown = [what for what in ("phantoms", "patients", "cut patients", "strangers") if what in sets]
+    names = list(dict.fromkeys(name for what in shown for name in sets[what]["structures"]))
+    rows = [[name, *(_called(sets[what]["structures"].get(name)) for what in shown)] for name in names]
+    told = "Called there of those that are; called not there of those that are not."
+    return f"{markdown(['structure', *shown], rows)}\n\n{told}"
+
+
+def _called(row: Mapping[str, int] | None) -> str:
+    if row is None:
+        return "-"
+    kinds = [kind for kind in ("there", "not there") if row[kind]]
+    return "; ".join(f"{row[f'of these called {kind}']} of {row[kind]}" for kind in kinds)
+
+
 # -- M3D-Bench --------------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +486,8 @@ BLOCKS = {
     "zoom_structures": zoom_structures,
     "large_volume": large_volume,
     "clicks": clicks,
+    "presence": presence,
+    "presence_structures": presence_structures,
     "bench": bench,
     "bench_released": bench_released,
     "side_by_side": side_by_side,
