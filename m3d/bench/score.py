@@ -231,7 +231,7 @@ def judge_samples(
         )
         for case in cases
     ]
-    drawn = any(kind_of(record.task) == "masks" for case in cases for record in case.records)
+    drawn = any(kind_of(one.record.task) == "masks" for case in cases for one in case.questions)
     workers = min(workers or os.cpu_count() or 1, len(scans)) if drawn and protocol == "standard" else 1
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:

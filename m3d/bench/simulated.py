@@ -205,18 +205,21 @@ def next_click(
     The largest error is the largest piece, in voxels, of what is missed or wrongly drawn, without voxels that were
     clicked before; a missed piece goes before one of the same size that is wrongly drawn.
     """
+    wrong = guess ^ truth
+    for at in clicked:
+        wrong[at] = False
+    if not wrong.any():
+        return None
+    region = _around(wrong, spacing, 0.0)
+    near, missed = wrong[region], truth[region]
     found: list[tuple[int, bool, Mask]] = []
-    for error, inside in ((truth & ~guess, True), (guess & ~truth, False)):
-        for at in clicked:
-            error[at] = False
+    for error, inside in ((near & missed, True), (near & ~missed, False)):
         pieces, number = label(error)
         if number:
             sizes = np.bincount(pieces.ravel())[1:]
             found.append((int(sizes.max()), inside, pieces == int(sizes.argmax()) + 1))
-    if not found:
-        return None
     _, inside, piece = max(found, key=lambda one: one[0])
-    return middle_of(piece, spacing), inside
+    return _moved(middle_of(piece, spacing), [side.start for side in region]), inside
 
 
 def dice(guess: Mask, truth: Mask, spacing: Sequence[float]) -> float:

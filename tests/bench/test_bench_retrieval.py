@@ -26,8 +26,9 @@ from m3d.bench.retrieval import (
     similarities,
     subset_pools,
 )
+from m3d.cli.main import main
 from m3d.config import load_config
-from m3d.models.clip import save_pair
+from m3d.models.clip import load_pair, save_pair
 from m3d.recipes import pretrain_clip
 from m3d.train.cases import PreparedCase, stored
 from m3d.train.pairs import PairCollator
@@ -539,6 +540,45 @@ def test_a_small_pair_on_phantoms(tmp_path):
     other = replace(pair, preprocess=replace(preprocess, intensity=Window(-100, 400)))
     with pytest.raises(ValueError, match="was prepared differently"):
         run_retrieval(asked(cases), ClipEmbedder(other), tmp_path / "other")
+
+
+STAGE = """\
+stage: pretrain_clip
+data: {judged: train, tasks: [retrieval], text: null}
+augment: null
+vision: {width: 16, layers: 1, heads: 2, patch: [2, 4, 5]}
+text: {source: small, max_length: 64, small: {vocabulary: 300, width: 16, layers: 1, heads: 2, dropout: 0.0}}
+shared_width: 8
+volume_pooling: mean
+optim: {lr: 0.003, steps: 2, batch: 2, micro_batch: 2, warmup: 0, eval_every: 2, save_every: 2}
+engine: {device: cpu}
+"""
+
+
+@pytest.mark.integration
+def test_the_command_asks_what_the_clip_stage_leaves(tmp_path, capsys):
+    """No other model is needed, whatever the store was prepared for; and the results are named by the one that is."""
+    store = small_store.build(tmp_path / "store")
+    (tmp_path / "clip.yaml").write_text(STAGE)
+    given = [f"data.stores=[{store}]", f"output={tmp_path / 'small-clip'}"]
+    pretrain_clip.main(load_config(pretrain_clip.Config, tmp_path / "clip.yaml", given))
+    (tmp_path / "bench.yaml").write_text(json.dumps({"split": "train", "tasks": {"retrieval": {}}}))
+    out = str(tmp_path / "out")
+    command = ["bench", "run", str(tmp_path / "bench.yaml"), "--data", str(store), "--out", out, "--device", "cpu"]
+    assert main(command) == 1
+    assert "needs --clip FOLDER or --open-clip MODEL" in capsys.readouterr().err
+    assert main([*command, "--clip", str(tmp_path / "small-clip")]) == 0  # the folder of the stage, not of its weights
+    assert main(["bench", "score", out]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    pair, cases = load_pair(tmp_path / "small-clip" / "model"), stored(store, "train")
+    scans, words, _ = pretrain_clip.embed(pair.model.eval(), PairCollator(pair.tokenizer), cases, "retrieval")
+    scores = pretrain_clip.retrieval_scores(scans @ words.T)
+    metrics = found["tasks"]["retrieval"]["metrics"]
+    assert found["model"]["id"] == "small-clip" and list(found["tasks"]) == ["retrieval"]
+    assert metrics["R@1 image to text, pool 2"]["value"] == pytest.approx(scores["volume_to_text/R@1"])
+    assert metrics["R@1 text to image, pool 2"]["value"] == pytest.approx(scores["text_to_volume/R@1"])
+    assert metrics["R@1 image to text, pool 2"]["chance"] == 0.5
+    assert "small-clip" in (tmp_path / "out" / "table.md").read_text()
 
 
 def _first(case):

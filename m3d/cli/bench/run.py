@@ -81,19 +81,23 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _begin(arguments: argparse.Namespace, config: BenchConfig) -> Path:
-    """See that all that is needed is there, and that this folder holds no other run; the model's folder."""
+def _begin(arguments: argparse.Namespace, config: BenchConfig) -> Path | None:
+    """See that all that is needed is there, and that this folder holds no other run.
+
+    Gives the model's folder; None where nothing is asked but retrieval, which has a model of its own.
+    """
     from m3d.bench.prompted import check_model
     from m3d.bench.run import begin
     from m3d.inference.checkpoints import resolve
     from m3d.models.config import M3DConfig
 
-    folder = resolve(arguments.model)
+    folder = resolve(arguments.model) if set(config.tasks) - {"retrieval"} else None
     if "retrieval" in config.tasks and (arguments.clip is None) == (arguments.open_clip is None):
         raise ValueError("the task retrieval needs --clip FOLDER or --open-clip MODEL; or leave the task out")
     if not (arguments.data / "records.jsonl").is_file():
         raise FileNotFoundError(f"{arguments.data}: no store of `m3d data prepare` is there")
-    check_model(config, M3DConfig.from_pretrained(folder))
+    if folder is not None:
+        check_model(config, M3DConfig.from_pretrained(folder))
     begin(arguments.out, _about(arguments, config, folder))
     return folder
 
@@ -111,8 +115,8 @@ def _ask(arguments: argparse.Namespace, config: BenchConfig, rank: int, world: i
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     torch.set_flush_denormal(True)
     folder = _begin(arguments, config)
-    cases = find_cases(config, arguments.data, Preprocess.read(folder))
-    if set(config.tasks) - {"retrieval"}:
+    cases = find_cases(config, arguments.data, None if folder is None else Preprocess.read(folder))
+    if folder is not None:
         model = m3d.load(folder, device=_device(arguments.device))
         ask_cases(model, cases, config, arguments.out, rank=rank, world=world)
     if "retrieval" in config.tasks:
@@ -125,7 +129,9 @@ def _ask(arguments: argparse.Namespace, config: BenchConfig, rank: int, world: i
 
 def _embedder(arguments: argparse.Namespace, device: str) -> Path | SlicesClip:
     if arguments.open_clip is None:
-        return Path(arguments.clip)
+        from m3d.recipes.checkpoints import model_folder
+
+        return model_folder(arguments.clip)
     from m3d.bench.slices_clip import SlicesClip
     from m3d.inference.load import pick_device
 
@@ -169,18 +175,18 @@ def _in_processes(nproc: int) -> None:
         )
 
 
-def _about(arguments: argparse.Namespace, config: BenchConfig, folder: Path) -> dict[str, Any]:
+def _about(arguments: argparse.Namespace, config: BenchConfig, folder: Path | None) -> dict[str, Any]:
     """What ``run.json`` says: the model, the data and the settings; ``where`` is for this machine alone."""
     from data_prep.store import file_sha256
-    from m3d.recipes.checkpoints import code_version, fingerprint, versions
+    from m3d.recipes.checkpoints import code_version, versions
 
     settings = json.loads(json.dumps(asdict(config)))
-    scans = settings.pop("scans")
+    scans, clip = settings.pop("scans"), _clip_facts(arguments)
     del settings["root"]
     return {
         "schema": "m3d.bench.run/1",
-        "model": {"id": folder.name, "fingerprint": fingerprint(folder)},
-        "clip": _clip_facts(arguments),
+        "model": _model_facts(folder, clip),
+        "clip": clip,
         "data": {
             "name": arguments.data.absolute().name,
             "records_sha256": file_sha256(arguments.data / "records.jsonl"),
@@ -197,13 +203,23 @@ def _about(arguments: argparse.Namespace, config: BenchConfig, folder: Path) -> 
     }
 
 
+def _model_facts(folder: Path | None, clip: dict[str, str | None] | None) -> dict[str, str | None]:
+    """Which model answers; of retrieval alone, the one that embeds."""
+    from m3d.recipes.checkpoints import fingerprint
+
+    if folder is not None:
+        return {"id": folder.name, "fingerprint": fingerprint(folder)}
+    assert clip is not None
+    return {"id": clip["name"], "fingerprint": clip["sha256"]}
+
+
 def _clip_facts(arguments: argparse.Namespace) -> dict[str, str | None] | None:
     """Which model embeds, without where it lies; `m3d.bench.embeddings` holds a run to its weights."""
     from data_prep.store import file_sha256
-    from m3d.recipes.checkpoints import fingerprint
+    from m3d.recipes.checkpoints import parent_facts
 
     if arguments.clip is not None:
-        return {"name": Path(arguments.clip).absolute().name, "sha256": fingerprint(arguments.clip)}
+        return {**parent_facts({"clip": arguments.clip})["clip"]}
     if arguments.open_clip is None:
         return None
     weights = arguments.pretrained
