@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Box", "Frame", "box_of_mask", "iou", "to_mm", "to_norm", "to_voxel"]
+__all__ = ["Box", "Frame", "box_of_mask", "iou", "occupied", "to_mm", "to_norm", "to_voxel"]
 
 Frame = Literal["voxel", "norm", "mm"]
 
@@ -70,14 +70,25 @@ class Box:
 
 def box_of_mask(mask: npt.NDArray[Any], name: str = "") -> Box:
     """The smallest voxel box that holds every non-zero voxel."""
-    sides = []
-    for axis in range(mask.ndim):
+    sides = occupied(mask)
+    if sides is None:
+        raise ValueError(f"an empty mask has no box{f' ({name})' if name else ''}")
+    return Box(tuple(side.start for side in sides), tuple(side.stop for side in sides), "voxel", name)
+
+
+def occupied(mask: npt.NDArray[Any]) -> tuple[slice, ...] | None:
+    """The slices of the smallest box that holds every non-zero voxel; None where there is none.
+
+    The axis along which memory is longest goes first, and what it leaves out is not read again.
+    """
+    sides = [slice(0, side) for side in mask.shape]
+    for axis in sorted(range(mask.ndim), key=lambda axis: -abs(mask.strides[axis])):
         others = tuple(other for other in range(mask.ndim) if other != axis)
-        hits = np.flatnonzero(mask.any(axis=others))
+        hits = np.flatnonzero(mask[tuple(sides)].any(axis=others))
         if not hits.size:
-            raise ValueError(f"an empty mask has no box{f' ({name})' if name else ''}")
-        sides.append((int(hits[0]), int(hits[-1]) + 1))
-    return Box(tuple(low for low, _ in sides), tuple(high for _, high in sides), "voxel", name)
+            return None
+        sides[axis] = slice(int(hits[0]), int(hits[-1]) + 1)
+    return tuple(sides)
 
 
 def to_norm(box: Box, shape: Sequence[int]) -> Box:

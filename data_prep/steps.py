@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 Shape = tuple[int, int, int]
+Part = tuple[slice, slice, slice]
 _LETTERS = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
 _SAME_SPACING = 1e-3  # header spacings are rounded (3.9059999 for 3.906): closer than this is the same grid
 _TIE = 1e-6  # halves round down on every machine, as the published nearest neighbour does for even factors
@@ -142,13 +143,19 @@ class Lattice:
         full[inside] = array
         return full
 
-    def undo(self, array: npt.NDArray[Any], out: npt.NDArray[Any], *, order: int = 1) -> None:
-        """Grid -> volume, written into ``out`` slab by slab so that no second full-size array is needed."""
+    def undo(self, array: npt.NDArray[Any], out: npt.NDArray[Any], *, order: int = 1, part: Part | None = None) -> None:
+        """Grid -> volume, written into ``out`` slab by slab so that no second full-size array is needed.
+
+        With ``part`` the same voxels of that part of the volume alone, which ``out`` then is.
+        """
+        part = part or (slice(0, self.shape[0]), slice(0, self.shape[1]), slice(0, self.shape[2]))
         _check(array, self.grid, "grid", order)
-        _check(out, self.shape, "volume", order)
+        _check(out, tuple(side.stop - side.start for side in part), "volume", order)
         back = [
-            axis.to_grid(np.arange(axis.size, dtype=np.float64)).clip(axis.start, max(axis.stop - 1, axis.start))
-            for axis in self.axes
+            axis.to_grid(np.arange(side.start, side.stop, dtype=np.float64)).clip(
+                axis.start, max(axis.stop - 1, axis.start)
+            )
+            for axis, side in zip(self.axes, part, strict=True)
         ]
         for number in (1, 2):
             array = _nearest(array, number, back[number]) if order == 0 else _linear(array, number, back[number], 1.0)
@@ -242,7 +249,7 @@ def _fit(size: int, side: int, voxel: float, wanted: float) -> Axis:
     return Axis(size, side, step, max(math.floor((side - size / step) / 2 + 0.5 - _TIE), 0))
 
 
-def _check(array: npt.NDArray[Any], shape: Shape, name: str, order: int) -> None:
+def _check(array: npt.NDArray[Any], shape: tuple[int, ...], name: str, order: int) -> None:
     if array.shape != shape:
         raise ValueError(f"expected an array on the {name} of shape {shape}, got {array.shape}")
     if order not in (0, 1):

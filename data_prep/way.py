@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_prep.boxes import Box
+from data_prep.boxes import Box, occupied
 from data_prep.steps import Axis, Lattice, View, transform_box, transform_points
 
 __all__ = ["Way"]
@@ -67,6 +67,33 @@ class Way:
     def to_scan(self, array: npt.ArrayLike, *, order: int = 1, fill: float = 0.0) -> npt.NDArray[np.float32]:
         """Values on the grid (logits, probabilities) onto the scan's voxels; ``fill`` where the crop cut away."""
         return self._back(np.asarray(array, dtype=np.float32), order, fill)
+
+    def drawn_on_scan(self, logits: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+        """Where values of the grid, interpolated onto the scan as `to_scan` does, are above 0, and those values.
+
+        Only what lies near such voxels is interpolated: a large scan with a small structure costs little.
+        """
+        turn, cut, lattice = self.steps
+        mask = np.zeros(self.scan_shape, bool, order=self.memory)
+        found = occupied(logits > 0)
+        if found is None:
+            return mask, np.zeros(0, np.float32)
+        reached = [
+            # Between neighbours, of which one is above 0; before the first and behind the last the edge goes on.
+            np.flatnonzero((places > side.start - 1) & (places < side.stop))
+            for side, places in (
+                (side, axis.to_grid(np.arange(axis.size)).clip(axis.start, max(axis.stop - 1, axis.start)))
+                for side, axis in zip(found, lattice.axes, strict=True)
+            )
+        ]
+        if not all(len(some) for some in reached):
+            return mask, np.zeros(0, np.float32)
+        d, h, w = (slice(int(some[0]), int(some[-1]) + 1) for some in reached)
+        values = np.empty([side.stop - side.start for side in (d, h, w)], np.float32)
+        lattice.undo(logits, values, part=(d, h, w))
+        inside = values > 0
+        cut.apply(turn.apply(mask))[d, h, w] = inside
+        return mask, values[inside]
 
     def mask_to_scan(self, mask: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """A mask or label map on the grid onto the scan's voxels: nearest voxel, same dtype, zero outside."""

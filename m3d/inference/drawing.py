@@ -85,10 +85,10 @@ def found_mask(prepared: Prepared, logits: npt.NDArray[np.float32], name: str, s
     Logits are brought back, not a mask: the edge is then found at the scan's own resolution.
     """
     if sharp is None:
-        on_scan = prepared.to_scan(logits, order=1, fill=OUTSIDE)
-        inside = on_scan > 0
-        probability = 1 / (1 + np.exp(-on_scan[inside] if inside.any() else -on_scan.max()))
-        sharp = Sharp(inside, float(probability.mean()))
+        inside, values = prepared.drawn_on_scan(logits)
+        if not len(values):
+            values = prepared.to_scan(logits, order=1, fill=OUTSIDE).max(keepdims=True)
+        sharp = Sharp(inside, float((1 / (1 + np.exp(-values))).mean()))
     return FoundMask(
         name=name,
         array=sharp.array,

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import find_objects
 from scipy.spatial import ConvexHull
 from scipy.spatial.distance import cdist
 
+from data_prep.boxes import occupied
 from data_prep.case import Unit
 from data_prep.volume import Volume
 from m3d.inference.planes import choose_window
@@ -71,7 +71,7 @@ def unit_of(volume: Volume) -> Unit:
 def measure_mask(mask: npt.NDArray[np.bool_], volume: Volume, *, unit: Unit | None = None) -> Measurements:
     """Measure a mask on the volume's own grid; ``unit`` is that of its voxels, by default what `unit_of` says."""
     unit = unit_of(volume) if unit is None else unit
-    (window,) = find_objects(mask.view(np.uint8), max_label=1)
+    window = occupied(mask)
     if window is None:
         return Measurements(voxels=0, volume_ml=0.0, touches_edge=False, unit=unit)
     part, start = mask[window], np.array([side.start for side in window])

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from data_prep.boxes import occupied
+
 __all__ = ["CONNECTIVITY", "PostProcess"]
 
 CONNECTIVITY = 26
@@ -62,7 +64,7 @@ class PostProcess:
     ) -> npt.NDArray[np.bool_]:
         """A new mask; ``voxel_ml`` is a voxel's volume where the grid is sheared, else the spacing tells it."""
         done = mask.astype(bool)
-        (window,) = ndimage.find_objects(done.view(np.uint8), max_label=1)
+        window = occupied(done)
         if window is None or not self:
             return done
         part = done[window]

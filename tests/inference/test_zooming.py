@@ -9,7 +9,7 @@ import torch
 from scipy import ndimage
 from transformers import LlamaConfig
 
-from data_prep.boxes import Box, box_of_mask, to_mm
+from data_prep.boxes import Box, box_of_mask, occupied, to_mm
 from data_prep.preprocess import Foreground, Preprocess, Window
 from data_prep.steps import Lattice, sampled
 from data_prep.volume import Volume, spl_affine
@@ -346,3 +346,32 @@ def test_a_model_without_a_head_cannot_draw_on_a_window():
     )
     with pytest.raises(ValueError, match="no mask head"):
         M3DForConditionalGeneration(config).draw_on(torch.rand(1, 1, 8, 16, 16), Prompts(text=torch.zeros(1, 16)))
+
+
+# --- the first glance on a large scan ---
+
+
+@pytest.mark.parametrize("preprocess", [STRETCHED, FITTED], ids=["stretched", "fitted"])
+@pytest.mark.parametrize("how", TURNED)
+def test_a_mask_is_the_same_where_only_its_surroundings_are_brought_back(how, preprocess):
+    volume, _, _ = turned(*volume_of(BLOCK), how)
+    prepared, rng = preprocess.apply(volume), np.random.default_rng(2)
+    for spread in (0.4, 3.0, 40.0):  # one small piece, some, and all over to the edges
+        places = np.stack(np.meshgrid(*map(np.arange, GRID), indexing="ij"), axis=-1)
+        logits = (spread - np.linalg.norm(places - rng.uniform(0, GRID, 3), axis=-1)).astype(np.float32)
+        logits += rng.normal(0, 0.3, GRID).astype(np.float32) * (logits > -2)
+        whole = prepared.to_scan(logits, fill=-30.0)
+        mask, values = prepared.drawn_on_scan(logits)
+        assert mask.flags.f_contiguous == whole.flags.f_contiguous
+        assert np.array_equal(mask, whole > 0)
+        np.testing.assert_array_equal(np.sort(values), np.sort(whole[whole > 0]))
+    assert not prepared.drawn_on_scan(np.full(GRID, -1.0, np.float32))[0].any()
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_occupied_part_is_what_scipy_finds(order):
+    mask = np.zeros((5, 7, 9), bool, order=order)
+    assert occupied(mask) is None
+    mask[1, 2, 8] = mask[3, 2, 4] = True
+    assert [occupied(mask)] == ndimage.find_objects(mask.astype(int))
+    assert [occupied(mask[::-1].transpose(2, 0, 1))] == ndimage.find_objects(mask[::-1].transpose(2, 0, 1).astype(int))
