@@ -78,3 +78,21 @@ def test_the_stored_result_is_of_the_shipped_fit():
     assert kept["fitted"]["weights_sha256"] == weights_sha256(folder)
     measured = json.loads((presence.RESULTS / "presence.json").read_text(encoding="utf-8"))
     assert measured["presence"] == kept
+
+
+def test_its_tables(tmp_path, monkeypatch):
+    import write_tables
+
+    share = {"value": 0.5, "low": 0.25, "high": 0.75}
+    none = {"value": None, "low": None, "high": None}
+    counts = {"patients": 3, "there": 4, "not there": 0, "ece": 0.125}
+    row = {"there": 4, "of these called there": 3, "not there": 0, "of these called not there": 0}
+    found = counts | {"auc": none, "brier": share, "there, called there": share, "not there, called not there": none}
+    result = {"model": "m", "command": "python x.py", "sets": {"patients": found | {"structures": {"mandible": row}}}}
+    (tmp_path / "presence.json").write_text(json.dumps(result))
+    monkeypatch.setattr(write_tables, "RESULTS", tmp_path)
+    text = write_tables.rewrite(
+        "<!-- presence --><!-- /presence --> <!-- presence_structures --><!-- /presence_structures -->"
+    )
+    assert "| patients | 3 | 4 | 0 | - | 0.50 (0.25 to 0.75) | 0.50 (0.25 to 0.75) | - | 0.125 |" in text
+    assert "| mandible | 3 of 4 |" in text
