@@ -82,7 +82,12 @@ class Way:
             # Between neighbours, of which one is above 0; before the first and behind the last the edge goes on.
             np.flatnonzero((places > side.start - 1) & (places < side.stop))
             for side, places in (
-                (side, axis.to_grid(np.arange(axis.size)).clip(axis.start, max(axis.stop - 1, axis.start)))
+                (
+                    side,
+                    axis.to_grid(np.arange(axis.size, dtype=np.float64)).clip(
+                        axis.start, max(axis.stop - 1, axis.start)
+                    ),
+                )
                 for side, axis in zip(found, lattice.axes, strict=True)
             )
         ]
