@@ -40,6 +40,7 @@ SUMMARY: tuple[tuple[str, str, float | None], ...] = (  # what it is, its metric
     ("report, share of what it says that is true", "report/precision", None),
 )
 TELLING = ("BLEU-4", "METEOR", "accuracy", "number within 20%", "names the structure", "IoU", "Dice")
+CLICKS = (1, 3, 5)  # after how many clicks Dice is told
 TIMES_CHANCE = 4.0  # what retrieval should reach
 WAYS = {"volume_to_text": "scan to text", "text_to_volume": "text to scan"}
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -466,6 +467,28 @@ def bench_table(runs: Sequence[Mapping[str, Any]], metrics: Sequence[str] = ()) 
     return "\n".join([*markdown_table(own.columns()), "", about])
 
 
+def bench_prompts() -> str:
+    """Masks by every kind of prompt; of all patients or, where that has not been measured, of a few."""
+    result = there(f"bench_prompts_{MODELS[0]}.json")
+    found = result or read(f"bench_prompts_few_{MODELS[0]}.json")
+    heads = ["asked by", "n", "Dice", "blind", "NSD@3mm", "given mask", *(f"Dice@{n}" for n in CLICKS), "NoC@80"]
+    rows = []
+    for name, task in found["tasks"].items():
+        metrics = task["metrics"]
+        after = [f"Dice after {n} click{'s' * (n > 1)}" for n in CLICKS]
+        alone = ["NSD@3mm", "Dice of the given mask", *after]
+        values = [cell({"value": metrics[metric]["value"]}) if metric in metrics else "-" for metric in alone]
+        clicks = metrics.get("NoC@80")
+        reached = "-" if clicks is None else f"{clicks['value']:.1f} ({metrics['never Dice 0.8']['value']:.0%} never)"
+        dice = metrics["Dice"]
+        twin = cell({"value": dice.get("blind")})
+        rows.append([name.replace("_", "\\_"), str(task["n"]), cell(dice), twin, *values, reached])
+    patients = max(task["patients"] for task in found["tasks"].values())
+    said = "" if result else " **An example, not a result**: so few patients tell no kind from another."
+    told = f"{patients} patients, 95 % CI by patient; `{found['model']['id']}` (`{found['command']}`).{said}"
+    return f"{markdown(heads, rows)}\n\n{told}"
+
+
 def bench_speed() -> str:
     """Answers a second, beside the released way of asking."""
     result = read("bench_speed.json")
@@ -490,6 +513,7 @@ BLOCKS = {
     "presence_structures": presence_structures,
     "bench": bench,
     "bench_released": bench_released,
+    "bench_prompts": bench_prompts,
     "side_by_side": side_by_side,
     "bench_speed": bench_speed,
     "stages": stages,

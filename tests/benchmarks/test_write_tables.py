@@ -133,6 +133,29 @@ def test_the_tables_of_the_benchmark_are_those_of_scored_runs(results):
     assert "| ratio, median of rounds | 5.0 |" in text and "63 of 64 are word for word the same" in text
 
 
+def test_kinds_of_prompts_stand_beneath_each_other(results):
+    kinds = {"seg.sem by slice_box": {}, "seg.sem by mask+clicks": {"Dice of the given mask": entry(0.75)}}
+    clicks = {f"Dice after {n} click{'s' * (n > 1)}": entry(0.6 + n / 100) for n in (1, 3, 5, 10)}
+    clicks |= {"NoC@80": entry(7.25), "never Dice 0.8": entry(0.5)}
+    kinds["seg.sem by mask+clicks"] |= clicks
+    tasks = {
+        name: {"n": 20, "patients": 3, "metrics": {"Dice": entry(0.5, 0.1), "NSD@3mm": entry(0.4), **more}}
+        for name, more in kinds.items()
+    }
+    few = {"tasks": tasks, "model": {"id": "m3d-tiny"}, "command": "python k.py --limit 3"}
+    results(bench_prompts_few_m3d__tiny=few)
+    text = write_tables.rewrite("<!-- bench_prompts --><!-- /bench_prompts -->")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in lines_of(text, "| seg")]
+    dice = ["20", "0.50 (0.45 to 0.55)", "0.10", "0.40"]
+    assert rows == [
+        ["seg.sem by slice\\_box", *dice, "-", "-", "-", "-", "-"],
+        ["seg.sem by mask+clicks", *dice, "0.75", "0.61", "0.63", "0.65", "7.2 (50% never)"],
+    ]
+    assert "3 patients" in text and "An example, not a result" in text
+    results(bench_prompts_m3d__tiny={**few, "command": "python k.py"})
+    assert "An example" not in write_tables.rewrite("<!-- bench_prompts --><!-- /bench_prompts -->")
+
+
 def test_clicks_stand_by_way_and_number(results):
     metrics = {f"clicks: {name}/five": entry(0.7) for name in ("dice@1", "dice@10", "noc80", "never80")}
     speed = {"clicks": {"median": 44.6}}
