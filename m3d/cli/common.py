@@ -49,6 +49,9 @@ def add_scan_options(parser: argparse.ArgumentParser, *, optional: bool = False)
     group.add_argument(
         "--model", default="m3d-tiny", metavar="NAME_OR_PATH", help="a bundled model or a checkpoint folder (m3d-tiny)"
     )
+    group.add_argument(
+        "--quantize", choices=("4bit", "8bit"), help="load the language model in so many bits (needs bitsandbytes)"
+    )
     group.add_argument("--series", metavar="UID", help="SeriesInstanceUID, where a DICOM folder holds several")
     group.add_argument(
         "--spacing", type=numbers(3), metavar="D,H,W", help="voxel size in mm of an .npy array, along its axes"
@@ -132,7 +135,7 @@ def look(arguments: argparse.Namespace, volume: Volume, path: Path | None) -> Sc
     import m3d
 
     with working(f"loading {arguments.model}"):
-        model = m3d.load(arguments.model, device=arguments.device)
+        model = m3d.load(arguments.model, device=arguments.device, quantize=arguments.quantize)
     with working("looking at the scan"):
         return dataclasses.replace(model.look(volume), path=path)
 

@@ -4,17 +4,18 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
 
 from data_prep.read import read_volume
 from data_prep.volume import Volume
-from m3d.inference.checkpoints import resolve
+from m3d.inference.checkpoints import HEAD, kind_of, resolve
 from m3d.inference.presence import Presence, read_presence
 from m3d.inference.scan import Scan
 from m3d.models import M3DForConditionalGeneration, M3DProcessor
+from m3d.models.quantize import Quantize, quantization, refuse_odd_layers
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ class M3D:
     model: M3DForConditionalGeneration
     processor: M3DProcessor
     presence: Presence | None = None
+
+    scans: ClassVar[type[Scan]] = Scan
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +60,7 @@ class M3D:
         path = None if isinstance(scan, Volume) else Path(scan)
         volume = scan if isinstance(scan, Volume) else read_volume(Path(scan), series=series, spacing=spacing)
         began = time.monotonic()
-        seen = Scan.of(self.id, self.model, self.processor, volume, path)
+        seen = self.scans.of(self.id, self.model, self.processor, volume, path)
         log.info("looked at %s in %.1f s", "the volume" if path is None else path.name, time.monotonic() - began)
         return replace(seen, presence=self.presence)
 
@@ -77,10 +80,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load(name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: torch.dtype | None = None) -> M3D:
+def load(
+    name_or_path: str | Path = "m3d-tiny",
+    *,
+    device: str = "auto",
+    dtype: torch.dtype | None = None,
+    quantize: Quantize | None = None,
+) -> M3D:
     """Load a bundled model by name or a checkpoint folder, on ``device``, in ``dtype``.
 
-    Without ``dtype`` the weights are float32 on the CPU and MPS, bfloat16 on CUDA.
+    A folder of pretrain_segvol, or a converted SegVol's, is a `m3d.inference.segmenter.Segmenter`, which only draws.
+
+    Without ``dtype`` the weights are float32 on the CPU and MPS, bfloat16 on CUDA. ``quantize`` ("4bit" or "8bit")
+    takes the language model alone, and needs bitsandbytes (``m3d-lamed[quantize]``).
 
     Raises:
         FileNotFoundError: There is no such model or folder, or a file of it is missing.
@@ -88,12 +100,28 @@ def load(name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: 
             ``presence.json`` is broken.
     """
     folder, where = resolve(name_or_path), pick_device(device)
-    presence = read_presence(folder)
+    name = folder.resolve().parent.name if folder.name == "model" else folder.name
     if dtype is None:
         dtype = torch.bfloat16 if where.type == "cuda" else torch.float32
+    if kind_of(folder) == HEAD:
+        from m3d.inference.segmenter import load_segmenter  # which is an `M3D` itself
+
+        if quantize is not None:
+            raise ValueError(
+                f"quantize={quantize!r}: {name} has no language model, which alone is quantised; leave it out"
+            )
+        log.warning("%s: for research, not for clinical use", name)
+        return load_segmenter(folder, name, where, dtype)
+    presence = read_presence(folder)
     try:
         loaded: Any = M3DForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
+            folder,
+            dtype=dtype,
+            quantization_config=None if quantize is None else quantization(quantize, dtype),
+            device_map=None if quantize is None else {"": where},
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
         )
     except SafetensorError as error:
         raise ValueError(
@@ -105,5 +133,9 @@ def load(name_or_path: str | Path = "m3d-tiny", *, device: str = "auto", dtype: 
     if wrong:
         what = "; ".join(f"{len(keys)} {kind.replace('_', ' ')}, such as {keys[0]}" for kind, keys in wrong.items())
         raise ValueError(f"{folder}: the weights do not fit config.json ({what}); they belong to another model")
-    log.warning("%s: for research, not for clinical use", folder.name)
-    return M3D(folder.name, model.to(where).eval(), M3DProcessor.from_pretrained(folder), presence)
+    log.warning("%s: for research, not for clinical use", name)
+    if quantize is None:
+        model.to(where)
+    else:
+        refuse_odd_layers(model)
+    return M3D(name, model.eval(), M3DProcessor.from_pretrained(folder), presence)

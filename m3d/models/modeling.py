@@ -125,6 +125,8 @@ class M3DPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True
     _no_split_modules = ["TransformerBlock", "SegVol"]  # noqa: RUF012 - as the base class declares it
+    # What no quantiser of transformers may touch, and what `from_pretrained(dtype=float16)` leaves in float32.
+    _keep_in_fp32_modules = ["vision_tower", "perceiver", "seg_head", "seg_projector", "box_head"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -224,7 +226,7 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         """What each ``[SEG]`` tells the head: last states ``(B, T, E)`` -> ``(M, C)``, or ``(B, C)`` when merged."""
         if self.seg_projector is None:
             raise ValueError(NO_HEAD)
-        states = seg_states(hidden, where)
+        states = seg_states(hidden, where).to(next(self.seg_projector.parameters()).dtype)
         if self.merge == "each":
             each: Tensor = self.seg_projector(states)
             return each
@@ -249,6 +251,10 @@ class M3DForConditionalGeneration(M3DPreTrainedModel, GenerationMixin):
         """
         if self.seg_head is None or features.seg_tokens is None:
             raise ValueError(NO_HEAD)
+        if any(weight.is_meta for weight in self.seg_head.parameters()):
+            raise ValueError(
+                "the mask head was offloaded, and cannot draw from there; give a device_map with seg_head on a device"
+            )
         if text is not None:
             prompts = Prompts(text=text) if prompts is None else replace(prompts, text=text)
         if prompts is None:
