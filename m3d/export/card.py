@@ -46,7 +46,7 @@ def model_card(source: Path, *, repo: str | None = None, metrics: Path | None = 
         f"# {name}",
         "**Not for clinical use.** For research: it may draw, measure and say what is not so.",
         _what(source, manifest),
-        _use(repo or source.name),
+        _use(repo),
         _learned(manifest),
         _scores(measured, manifest),
         LIMITS,
@@ -85,13 +85,18 @@ def _what(source: Path, manifest: Mapping[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def _use(where: str) -> str:
+def _use(repo: str | None) -> str:
+    where, first = '"THIS_FOLDER"', ""
+    if repo is not None:
+        where, first = f'snapshot_download("{repo}")', "from huggingface_hub import snapshot_download\n\n"
     return f"""## Use
 
-```python
-import m3d
+After `pip install m3d-lamed`:
 
-model = m3d.load("{where}")  # pip install m3d-lamed; a folder, or where this repository was downloaded to
+```python
+{first}import m3d
+
+model = m3d.load({where})
 scan = model.look("ct.nii.gz")
 print(scan.report().text)
 ```"""
