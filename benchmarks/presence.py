@@ -5,7 +5,7 @@
 It is fitted, as `m3d calibrate` does, to phantoms of the training split, of which a tenth of the structures was left
 out, and to patients of the training split, of whom only what is there is certain (`FITTED` of each), and judged on
 
-- ``phantoms``: those of the validation split;
+- ``phantoms``: `JUDGED` of the validation split;
 - ``patients``: the OpenKBP validation patients. What is contoured is there; what is not contoured is not asked for;
 - ``cut patients``: the same, of whom one part is shown: below the brainstem, the parotids and the mandible, or above
   the larynx, by `MARGIN` mm. What lies wholly outside of it is not there, what lies wholly inside is. The cord and the
@@ -40,7 +40,7 @@ from m3d.inference.presence import signs_of
 
 HOME = Path(__file__).parents[1]
 RESULTS, WORK = HOME / "benchmarks" / "results", HOME / "runs" / "presence"
-FITTED, MARGIN = {"phantoms": 96, "patients": 48}, 10.0
+FITTED, JUDGED, MARGIN = {"phantoms": 96, "patients": 48}, 64, 10.0
 HEAD, NECK = ("brainstem", "right parotid", "left parotid", "mandible"), ("larynx",)
 STRANGERS = ("liver", "left kidney", "prostate", "urinary bladder")
 
@@ -141,7 +141,7 @@ def main() -> None:
     )
     sets: dict[str, Sequence[Asked]] = {
         "what it was fitted to": asked,
-        "phantoms": ask_scans(model, given.phantoms, "validation", phantoms, limit=given.limit),
+        "phantoms": ask_scans(model, given.phantoms, "validation", phantoms, limit=min(JUDGED, given.limit or JUDGED)),
         "patients": [one for one in whole if one.name not in STRANGERS],
         "cut patients": ask_parts(model, given.openkbp, kept("parts", given.openkbp), given.limit),
         "strangers": [one for one in whole if one.name in STRANGERS],

@@ -102,6 +102,8 @@ class Usual:
 
 WEIGHED = ("said", "peak", "extent", "inside", "odd")
 """What a fit weighs: the signs, and how odd the grey is for the name."""
+SENSE = ((0, None), (0, None), (0, None), (0, None), (None, 0))
+"""The limits of their weights: a surer model never makes a structure less likely, nor an odder grey one likelier."""
 
 
 def weighed(name: str, signs: Signs, usual: Mapping[str, Usual]) -> tuple[float, ...]:
@@ -259,6 +261,8 @@ def fit(
 ) -> Presence:
     """Logistic regression of presence on what is `WEIGHED`, with Platt's targets and a small penalty on the weights.
 
+    Weights keep to their `SENSE`.
+
     Raises:
         ValueError: Only one kind was given: structures that are there, or structures that are not.
     """
@@ -275,7 +279,9 @@ def fit(
     ready = np.column_stack([(table - mean) / scale, np.ones(len(table))])
     positive = int(is_there.sum())
     targets = np.where(is_there, (positive + 1) / (positive + 2), 1 / (len(is_there) - positive + 2))
-    found = minimize(_loss, np.zeros(ready.shape[1]), args=(ready, targets), jac=True, method="L-BFGS-B")
+    limits = (*SENSE, (None, None))
+    begin = np.zeros(ready.shape[1])
+    found = minimize(_loss, begin, args=(ready, targets), jac=True, method="L-BFGS-B", bounds=limits)
     *slopes, level = found.x
     weights = np.array(slopes) / scale
     by_name = dict(zip(WEIGHED, map(float, weights), strict=True))

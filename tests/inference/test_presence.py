@@ -141,6 +141,14 @@ def test_a_fit_needs_both_kinds(there):
         fit(["liver"] * len(there), [PLAIN] * len(there), there)
 
 
+def test_what_makes_no_sense_has_no_weight():
+    """By chance the model was surer of what is not there."""
+    signs = [dataclasses.replace(PLAIN, said=value) for value in (3.0, 2.5, -2.0, -3.0)]
+    found = fit(["liver"] * 4, signs, [False, False, True, True])
+    assert found.weights["said"] == 0.0
+    assert found.probability("liver", signs[0]) == pytest.approx(0.5)
+
+
 def test_what_looks_unlike_its_name_is_doubted():
     """Livers are bright and spleens dark; what was drawn for an absent one has the other's grey."""
     rng = np.random.default_rng(0)
