@@ -14,7 +14,7 @@ from tqdm import tqdm
 from m3d.inference.drawing import draw, found_box
 from m3d.inference.presence import with_presence
 from m3d.inference.results import FoundBox, FoundMask, NotDrawn, Result
-from m3d.inference.talking import Spoken, asked_to_draw, distinct_names, speak_all
+from m3d.inference.talking import Spoken, distinct_names, speak_all
 from m3d.inference.zooming import ZoomIn
 from m3d.models.processing import BOX_START
 from m3d.tasks.codecs import Frac3
@@ -81,7 +81,7 @@ def draw_named(scan: Scan, name: str, geometry: Prompts | None, zoom: ZoomIn | N
         NoMask: None of them is of that name.
     """
     began = time.monotonic()
-    (asked,) = asked_to_draw(scan, [name])
+    (asked,) = scan.asked_to_draw([name])
     asked.willing()
     masks, notes = draw(scan, asked.masks, asked.spoken.prompts, geometry, zoom=zoom)
     own = replace(asked.spoken, masks=())  # what it measured before it drew is none of what was asked for
@@ -99,7 +99,7 @@ def draw_each(scan: Scan, names: Sequence[str], zoom: ZoomIn | None = None) -> R
     spoken, prompts, masks, notes, refused = list[str](), list[str](), list[FoundMask](), list[str](), list[NotDrawn]()
     closer: list[tuple[str, Tensor]] = []
     with tqdm(total=len(wanted), desc="drawing", unit="name", leave=False, disable=None) as bar:
-        for asked in asked_to_draw(scan, wanted):
+        for asked in scan.asked_to_draw(wanted):
             prompts.append(asked.prompt)
             spoken.append(asked.spoken.text)
             notes.extend(asked.spoken.notes)

@@ -9,6 +9,8 @@ from pathlib import Path
 from m3d.convert.hub import fetched, release_of
 
 NEEDED = ("config.json", "preprocess.json", "tokenizer.json")
+HEAD = "m3d_segvol"
+"""The ``model_type`` of a mask head without a language model."""
 SAMPLE = 1 << 20
 
 
@@ -37,18 +39,27 @@ def resolve(name_or_path: str | Path) -> Path:
     if not folder.is_dir():
         known = ", ".join(bundled()) or "none"
         raise FileNotFoundError(f"no model {str(name_or_path)!r}: neither a checkpoint folder nor bundled ({known})")
-    config = folder / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
-    if kind not in (None, "m3d"):
+    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
+        folder = folder / "model"  # the output of a stage of training
+    kind = kind_of(folder)
+    if kind not in (None, "m3d", HEAD):
         raise ValueError(f"{folder} holds a {kind!r} model; an 'm3d' checkpoint is needed")
     if (folder / "parts.safetensors").is_file():
         raise ValueError(f"{folder} left out its language model; `m3d train` with stage merge makes a whole checkpoint")
-    missing = [name for name in NEEDED if not (folder / name).is_file()]
+    needed = NEEDED[:2] if kind == HEAD else NEEDED  # without a language model no tokenizer is needed
+    missing = [name for name in needed if not (folder / name).is_file()]
     if not list(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
     if missing:
         raise FileNotFoundError(f"{folder} is not a whole M3D checkpoint: {', '.join(missing)} missing")
     return folder
+
+
+def kind_of(folder: Path) -> str | None:
+    """The ``model_type`` of a folder's config; None where it has no config."""
+    config = folder / "config.json"
+    kind: str | None = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.is_file() else None
+    return kind
 
 
 def sampled_weights(folder: Path) -> Iterator[bytes]:

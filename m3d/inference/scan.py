@@ -27,7 +27,7 @@ from m3d.inference.presence import Presence
 from m3d.inference.prompting import Point, ScanFrame
 from m3d.inference.results import FoundMask, Result
 from m3d.inference.session import Session
-from m3d.inference.talking import MAX_NEW_TOKENS, NoMask, asked_to_draw, encode, log_likelihoods, stripped
+from m3d.inference.talking import MAX_NEW_TOKENS, Asked, NoMask, asked_to_draw, encode, log_likelihoods, stripped
 from m3d.inference.zooming import Zoom, ZoomIn
 from m3d.models import M3DForConditionalGeneration, M3DProcessor, M3DVolumeFeatures
 from m3d.tasks.base import Phrases
@@ -71,8 +71,10 @@ class Scan:
         path: Path | None = None,
     ) -> "Scan":
         """Encode a volume that lies on the model's grid already, as a store keeps it."""
-        features, prefix = encode(model, processor, processor.pixels(prepared))
+        features, prefix = cls.encode(model, processor, processor.pixels(prepared))
         return cls(model_id, model, processor, prepared, features, prefix, path)
+
+    encode = staticmethod(encode)
 
     def blinded(self) -> "Scan":
         """The same scan with every voxel zero: what the model says without looking, for honest comparison.
@@ -96,7 +98,7 @@ class Scan:
 
     def _instead(self, array: npt.NDArray[np.float32], source: npt.NDArray[np.float32], how: str) -> "Scan":
         prepared = replace(self.prepared, array=array, source=replace(self.volume, array=source))
-        features, prefix = encode(self.model, self.processor, torch.from_numpy(array)[None])
+        features, prefix = self.encode(self.model, self.processor, torch.from_numpy(array)[None])
         return replace(self, model_id=f"{self.model_id} ({how})", prepared=prepared, features=features, prefix=prefix)
 
     @property
@@ -233,13 +235,17 @@ class Scan:
         """
         return log_likelihoods(self, prompt, answers)
 
+    def asked_to_draw(self, names: Sequence[str]) -> Iterator[Asked]:
+        """What the model says to each name that it is asked to draw."""
+        return asked_to_draw(self, names)
+
     def text_prompt(self, name: str) -> Tensor:
         """What the language model tells the mask head of a name, ``(1, C)``.
 
         Raises:
             NoMask: The model answered the name without drawing, or would draw something else.
         """
-        (asked,) = asked_to_draw(self, [name])
+        (asked,) = self.asked_to_draw([name])
         return asked.willing().text_prompt
 
     def draw_one(

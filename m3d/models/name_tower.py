@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerBase
 
-from m3d.models.weights import put, read_weights
+from m3d.models.weights import put, read_weights, write_weights
 
 TEXT_TOWER = "text_tower"
 SENTENCE = "A computerized tomography of a {}."
@@ -50,3 +50,10 @@ class NameTower:
         """``(M, T) -> (M, E)``."""
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         return states
+
+    def write(self, inside: Path) -> None:
+        """Write it into a folder, made if missing."""
+        inside.mkdir(parents=True, exist_ok=True)
+        write_weights(self.model.state_dict(), inside)
+        self.model.config.save_pretrained(inside)
+        self.tokenizer.save_pretrained(inside)

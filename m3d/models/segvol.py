@@ -18,6 +18,7 @@ from transformers.configuration_utils import SubConfigSpec
 from encoders.vit3d import ViT3D
 from m3d.models.config import M3DConfig, M3DSegConfig, M3DVisionConfig
 from m3d.models.modeling import M3DForConditionalGeneration
+from m3d.models.weights import put, read_weights
 from segvol_head import ImageFeatures, Prompts, SegVol
 
 TextSource = Literal["language", "clip"]
@@ -135,6 +136,17 @@ class PromptedSegVol(nn.Module):
             raise ValueError("nothing says what to draw: give names, points, a box or a mask")
         logits: Tensor = self.seg_head.decode(features, prompts, volume_index)
         return logits
+
+
+def load_segvol(folder: Path) -> PromptedSegVol:
+    """Read a head's folder.
+
+    Raises:
+        ValueError: Its weights are not those of its config.
+    """
+    model = PromptedSegVol(M3DSegVolConfig.from_pretrained(folder))
+    put(model, read_weights(folder), str(folder))
+    return model.eval()
 
 
 def _around(config: M3DSegVolConfig) -> M3DConfig:

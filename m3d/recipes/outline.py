@@ -139,6 +139,9 @@ class Outline:
 
     def drawing(self, config: Any) -> M3DSegVolConfig:  # noqa: ANN401 - pretrain_segvol's own
         """The model of pretrain_segvol."""
+        if config.checkpoint is not None:
+            here = _folder(config.checkpoint)
+            return M3DSegVolConfig.of(here) if here else self.drawing(self._maker(config.checkpoint, "checkpoint"))
         vision = self.tower(config.vision_tower, config.vision, "vision_tower")
         seg, names = config.head.config(vision), config.names
         if names.language_model is not None:

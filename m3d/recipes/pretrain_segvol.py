@@ -1,7 +1,8 @@
 """The mask head learns to draw what names, points and boxes ask for (SegVol, section 3; REFERENCE A1.4).
 
 ``m3d train configs/tiny/segvol.yaml``. The result, ``OUTPUT/model``, holds the head, the tower or encoder that it looks
-through, and ``seg_projector``; alignment and instruction take them from it (``init.segvol``).
+through, and ``seg_projector``; alignment and instruction take them from it (``init.segvol``). Where a text tower has
+read the names, it lies beside them, and `m3d.load` gives a segmenter that needs no language model.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,10 @@ from data_prep.preprocess import Preprocess
 from m3d.models.clip import load_pair, vision_tower_of
 from m3d.models.config import M3DVisionConfig
 from m3d.models.fold import whole_state
-from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol
-from m3d.models.weights import put, read_weights, write_weights
+from m3d.models.name_reader import NameReader, PairNames, read_name_reader
+from m3d.models.name_tower import TEXT_TOWER
+from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol, load_segvol
+from m3d.models.weights import put, write_weights
 from m3d.recipes.assemble import load_language_model, teach_tokens
 from m3d.recipes.build import HeadSizes, VisionSizes, check_preprocess
 from m3d.recipes.checkpoints import model_folder
@@ -24,7 +27,7 @@ from m3d.recipes.talk import Judge, Sheet, StoresConfig, dataset, samples, train
 from m3d.train import engines
 from m3d.train.augment import Augment
 from m3d.train.data import VolumeDataset, names_in
-from m3d.train.drawing import DrawByPrompts, MaskCollator, NameVectors, clip_vectors, language_vectors
+from m3d.train.drawing import DrawByPrompts, MaskCollator, NameVectors, language_vectors, read_vectors
 from m3d.train.engines import Engine
 from m3d.train.objective import LossWeights
 from m3d.train.optim import OptimConfig
@@ -83,6 +86,8 @@ class Config:
     Attributes:
         data: Scans and structures.
         names: Who reads the names.
+        checkpoint: Folder of an earlier pretrain_segvol, or of a converted SegVol, that goes on learning: sizes,
+            weights and, unless ``names`` says otherwise, its text tower.
         vision_tower: Folder of pretrain_clip (or any stage) whose tower is the beginning; None for one from nothing.
         vision: Sizes of a tower from nothing.
         head: Sizes of the head; with ``own_encoder`` the tower that learns is its own.
@@ -95,7 +100,8 @@ class Config:
     output: str = "runs/pretrain_segvol"
     seed: int = 0
     data: MasksConfig
-    names: Names
+    names: Names | None = None
+    checkpoint: str | None = None
     vision_tower: str | None = None
     vision: VisionSizes | None = None
     head: HeadSizes = field(default_factory=HeadSizes)
@@ -115,20 +121,51 @@ class Config:
         self.optim.refuse_seed()
         if self.vision_tower is not None and self.vision is not None:
             raise ValueError("vision_tower brings its sizes along: give vision_tower or vision, not both")
+        given = {"vision_tower": self.vision_tower, "vision": self.vision, "head": self.head}
+        for name, value in given.items() if self.checkpoint is not None else ():
+            if value not in (None, HeadSizes()):
+                raise ValueError(f"checkpoint brings all parts; leave out {name}")
+        if self.checkpoint is None and self.names is None:
+            raise ValueError("names needs one reader: names.language_model or names.clip")
 
     def parents(self) -> dict[str, str | None]:
         """The folders that it begins from."""
+        names = self.names
         return {
-            "language_model": self.names.language_model,
-            "clip": self.names.clip,
+            "checkpoint": self.checkpoint,
+            "language_model": None if names is None else names.language_model,
+            "clip": None if names is None else names.clip,
             "vision_tower": self.vision_tower,
         }
 
 
 def build(config: Config, preprocess: Preprocess, text_width: int) -> PromptedSegVol:
-    """The head with its tower, as training begins."""
-    vision, state = vision_of(config, preprocess)
+    """The head with its tower, as training begins.
+
+    Raises:
+        ValueError: Parts do not fit each other, the names, or the preparation of the scans.
+    """
     torch.manual_seed(config.seed)
+    model = _new(config, preprocess, text_width) if config.checkpoint is None else _taken_up(config, preprocess)
+    if model.config.text_width != text_width:
+        raise ValueError(
+            f"checkpoint={config.checkpoint} takes vectors of names that are {model.config.text_width} wide, those of "
+            f"names are {text_width}; leave out names, or give the reader that it has learned from"
+        )
+    model.seg_head.mask_decoder.iou_prediction_head.requires_grad_(False)  # no loss reaches it
+    return model
+
+
+def _taken_up(config: Config, preprocess: Preprocess) -> PromptedSegVol:
+    assert config.checkpoint is not None
+    folder = model_folder(config.checkpoint)
+    check_preprocess(folder, preprocess)
+    return load_segvol(folder).train()
+
+
+def _new(config: Config, preprocess: Preprocess, text_width: int) -> PromptedSegVol:
+    assert config.names is not None
+    vision, state = vision_of(config, preprocess)
     described = M3DSegVolConfig(
         vision_config=vision,
         seg_config=config.head.config(vision),
@@ -140,7 +177,6 @@ def build(config: Config, preprocess: Preprocess, text_width: int) -> PromptedSe
         if model.tower.cls_token is None:  # an encoder of the head's own has none, as published
             state.pop("cls_token", None)
         put(model.tower, state, f"{config.vision_tower}: vision_tower")
-    model.seg_head.mask_decoder.iou_prediction_head.requires_grad_(False)  # no loss reaches it
     return model
 
 
@@ -153,28 +189,42 @@ def vision_of(config: Config, preprocess: Preprocess) -> tuple[M3DVisionConfig, 
     return vision_tower_of(folder)
 
 
-def read_names(config: Names, names: Sequence[str]) -> NameVectors:
+def reader_of(config: Config) -> NameReader | None:
+    """The text tower that reads names; None where a language model does.
+
+    Raises:
+        ValueError: The checkpoint has no text tower, and ``names`` names no reader.
+    """
+    if config.names is not None:
+        clip = config.names.clip
+        return None if clip is None else PairNames.of(load_pair(model_folder(clip)))
+    assert config.checkpoint is not None
+    reader = read_name_reader(model_folder(config.checkpoint))
+    if reader is None:
+        raise ValueError(
+            f"checkpoint={config.checkpoint} has learned names from a language model; give its folder: "
+            "names.language_model=PATH"
+        )
+    return reader
+
+
+def read_names(config: Config, reader: NameReader | None, names: Sequence[str]) -> NameVectors:
     """Vectors of names, by whoever reads them."""
-    if config.clip is not None:
-        return clip_vectors(load_pair(model_folder(config.clip)), names)
-    assert config.language_model is not None
-    language_model, tokenizer = load_language_model(model_folder(config.language_model))
+    if reader is not None:
+        return read_vectors(reader, names)
+    assert config.names is not None and config.names.language_model is not None
+    language_model, tokenizer = load_language_model(model_folder(config.names.language_model))
     teach_tokens(language_model, tokenizer)
-    return language_vectors(language_model.eval(), tokenizer, names, wordings=config.wordings)
+    return language_vectors(language_model.eval(), tokenizer, names, wordings=config.names.wordings)
 
 
-def save_segvol(folder: Path, model: PromptedSegVol, preprocess: Preprocess) -> None:
-    """Write a model into an empty folder; vectors of names are not part of it."""
+def save_segvol(folder: Path, model: PromptedSegVol, preprocess: Preprocess, reader: NameReader | None = None) -> None:
+    """Write a model into an empty folder; vectors of names are not part of it, the text tower that made them is."""
     write_weights(whole_state(model), folder)
     model.config.save_pretrained(folder)
     preprocess.write(folder)
-
-
-def load_segvol(folder: Path) -> PromptedSegVol:
-    """Read a folder that `save_segvol` wrote."""
-    model = PromptedSegVol(M3DSegVolConfig.from_pretrained(folder))
-    put(model, read_weights(folder), str(folder))
-    return model.eval()
+    if reader is not None:
+        reader.write(folder / TEXT_TOWER)
 
 
 def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -190,8 +240,11 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
             f"no structure of {', '.join(config.data.stores)} has a name; pseudo-masks stand beside named ones: add a "
             "store that has some"
         )
-    names = read_names(config.names, found)
+    reader = reader_of(config)
+    names = read_names(config, reader, found)
     model = build(config, preprocess, names.vectors.shape[-1])
+    seg = model.config.seg
+    seg.vocabulary = list(dict.fromkeys([*(seg.vocabulary or []), *names_in(groups)]))
     objective = DrawByPrompts(
         model,
         names,
@@ -209,7 +262,7 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
         dataset(config.data, config.data.view(config.augment), optim, config.seed),
         collate,
         optim,
-        save=lambda folder: save_segvol(folder, model, preprocess),
+        save=lambda folder: save_segvol(folder, model, preprocess, reader),
         judge=judge,
         measures=judge.measures if judge is not None else None,
         callbacks=samples(config, objective, _sheet(config, objective)),

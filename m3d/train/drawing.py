@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from m3d.models.clip import Pair
+from m3d.models.name_reader import NameReader
 from m3d.models.processing import encode_exchange
 from m3d.models.seg_token import find_seg_tokens, seg_states
 from m3d.models.segvol import PromptedSegVol
@@ -28,8 +28,6 @@ from m3d.train.collate import collate_masks
 from m3d.train.objective import Loss, LossWeights, balanced_bce, prompted_loss
 from m3d.train.views import Drawn
 from segvol_head import ImageFeatures, Prompts, dice_loss
-
-PICTURE_OF = "A computerized tomography of a {}."  # SegVol's wording (REFERENCE A1.4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +103,9 @@ def language_vectors(
     return NameVectors(names, torch.stack(found).unflatten(0, (len(names), wordings)))
 
 
-@torch.no_grad()
-def clip_vectors(pair: Pair, names: Sequence[str]) -> NameVectors:
-    """What the text tower of the CLIP stage makes of each name; scaled to unit variance, as states are."""
-    texts = [PICTURE_OF.format(name) for name in names]
-    encoded = pair.tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-    vectors = pair.model.embed_texts(encoded["input_ids"], encoded["attention_mask"])
-    return NameVectors(names, (vectors * vectors.shape[-1] ** 0.5).float()[:, None])
+def read_vectors(reader: NameReader, names: Sequence[str]) -> NameVectors:
+    """What a text tower makes of each name, in its one wording."""
+    return NameVectors(names, reader.vectors(names)[:, None])
 
 
 class DrawByPrompts(nn.Module):
