@@ -20,6 +20,7 @@ class Anchors(nn.Module):
     """What was said of each name to the head, in one or more wordings: ``(K, R, C)``. No parameters, not saved."""
 
     prompts: Tensor
+    spread: Tensor
 
     def __init__(self, index: Mapping[str, int], prompts: Tensor) -> None:
         super().__init__()
