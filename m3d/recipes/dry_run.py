@@ -12,13 +12,16 @@ import torch
 from torch import nn
 from transformers import AutoModel, LlamaConfig, LlamaForCausalLM
 
+from data_prep.preprocess import Preprocess
 from m3d.config import config_root
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DVisionConfig
 from m3d.models.clip import M3DCLIPConfig, build_pair, without_pooler
 from m3d.models.segvol import PromptedSegVol
 from m3d.recipes.chain import load
+from m3d.recipes.finetune import Config as FinetuneStage
 from m3d.recipes.merge import Config as MergeStage
 from m3d.recipes.outline import PUBLISHED_GRID, Outline, words_config
+from m3d.recipes.own_folder import checkpoint_folder
 from m3d.recipes.parts import Parts, apply
 from m3d.recipes.plan import Plan, length_of, mix_of, reading_of, rows_of
 from m3d.recipes.preflight import check_stores, stores_of
@@ -80,6 +83,7 @@ def _one(config: Any, outline: Outline) -> Plan:  # noqa: ANN401
         "pretrain_segvol": _drawing,
         "pretrain_words": _words,
         "take_words": _taking,
+        "finetune": _finetuning,
         "merge": _merging,
     }
     stores = stores_of(config)
@@ -202,6 +206,16 @@ def _drawing(config: SegVolStage, outline: Outline) -> Plan:
         mix=mix_of(cases, {}),
         verdicts=verdicts_of(counts, kept, setup_of(config.optim, config.engine)),
     )
+
+
+def _finetuning(config: FinetuneStage, outline: Outline) -> Plan:
+    """The stage that learns from a folder, which is prepared for the checkpoint's own grid."""
+    stage = config.learning()
+    outline = replace(outline, grid=Preprocess.read(checkpoint_folder(config.checkpoint)).grid)
+    if not (config.store / "store.json").is_file():
+        outline.notes.append(f"{config.folder} is not prepared yet: an epoch's images are unknown")
+    found = _drawing(stage, outline) if isinstance(stage, SegVolStage) else _talk(stage, outline)
+    return replace(found, stage=config.stage)
 
 
 def _words(config: WordsStage, outline: Outline) -> Plan:

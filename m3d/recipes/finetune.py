@@ -2,7 +2,8 @@
 
 ``m3d train configs/segvol/finetune.yaml folder=FOLDER``. The folder becomes a store, on the checkpoint's own grid; some
 patients are held out, and what is drawn of them is measured before and after. What learns is the whole model, so that
-it draws new structures by their names too: ``m3d segment ct.nii.gz "my structure" --model OUTPUT/model``.
+it draws new structures by their names too: ``m3d segment ct.nii.gz "my structure" --model OUTPUT``. A checkpoint that is
+a mask head with a text tower (pretrain_segvol, a converted SegVol) learns alone, and has read any name from the start.
 """
 
 import json
@@ -15,10 +16,12 @@ from typing import Any, Literal
 from data_prep.atomic import atomic_path
 from data_prep.preprocess import Preprocess
 from data_prep.sources.base import Entry
-from m3d.recipes import instruct
+from m3d.inference.checkpoints import HEAD, kind_of
+from m3d.recipes import instruct, pretrain_segvol
 from m3d.recipes.build import Init
-from m3d.recipes.own_folder import checkpoint_folder, entries_of, kind_of_model, prepare_folder
+from m3d.recipes.own_folder import checkpoint_folder, entries_of, prepare_folder
 from m3d.recipes.parts import Parts
+from m3d.recipes.registry import recipe
 from m3d.recipes.talk import ExchangesConfig
 from m3d.train import engines
 from m3d.train.augment import Augment
@@ -39,15 +42,15 @@ class Config:
     Attributes:
         folder: The data set: ``dataset.json``, ``imagesTr/CASE_0000.nii.gz``, ``labelsTr/CASE.nii.gz``.
         source: Options of the source `nnunet`: ``channel``, ``rename``, ``patients``, ``modality``, ``complete``...
-        checkpoint: A bundled model, a whole model's folder, or the output of a stage that left one.
+        checkpoint: A bundled model, a whole model's folder or a mask head's, or the output of a stage that left one.
         held_out: Share of the patients that are measured on, at least two of them.
         most_measured: Scans that are drawn on before and after.
         stores: Stores to learn from beside the folder, prepared as the checkpoint was, so that what it knew stays.
         shares: How often their images are shown in an epoch.
-        exchanges: How many are drawn for a volume.
+        exchanges: How many are drawn for a volume; of a mask head, structures.
         simulated: Masks of a volume that are drawn from clicks and boxes too.
-        weights: How often each task is drawn; the folder itself has seg.sem and rec.box3d.
-        parts: Which parts learn, and how.
+        weights: How often each task is drawn; the folder itself has seg.sem and rec.box3d. A mask head only draws.
+        parts: Which parts of a whole model learn, and how.
     """
 
     stage: Literal["finetune"] = "finetune"
@@ -89,34 +92,42 @@ class Config:
         """The folder that it begins from."""
         return {"checkpoint": str(checkpoint_folder(self.checkpoint))}
 
-    def instruction(self) -> instruct.Config:
-        """The stage that learns from the prepared folder."""
-        return instruct.Config(
-            output=self.output,
-            seed=self.seed,
-            data=ExchangesConfig(
-                stores=(str(self.store), *self.stores),
-                shares=(1.0, *self.shares) if self.shares else (),
-                weights=self.weights,
-                exchanges=self.exchanges,
-                whole_first=True,
-                simulated=self.simulated,
-            ),
-            init=Init(checkpoint=self.parents()["checkpoint"]),
-            parts=self.parts,
-            loss=self.loss,
-            augment=self.augment,
-            optim=self.optim,
-            best=self.best,
-            engine=self.engine,
+    def learning(self) -> instruct.Config | pretrain_segvol.Config:
+        """The stage that learns from the prepared folder: instruction, or of a mask head its own.
+
+        Raises:
+            ValueError: The checkpoint is neither a whole model nor a mask head.
+        """
+        folder = checkpoint_folder(self.checkpoint)
+        stores, shares = (str(self.store), *self.stores), (1.0, *self.shares) if self.shares else ()
+        shared: dict[str, Any] = {
+            "output": self.output,
+            "seed": self.seed,
+            "loss": self.loss,
+            "augment": self.augment,
+            "optim": self.optim,
+            "best": self.best,
+            "engine": self.engine,
+        }
+        if (kind := kind_of(folder)) == HEAD:
+            masks = pretrain_segvol.MasksConfig(stores=stores, shares=shares, masks=self.exchanges)
+            return pretrain_segvol.Config(data=masks, checkpoint=str(folder), **shared)
+        if kind != "m3d":
+            raise ValueError(f"checkpoint={self.checkpoint} holds a {kind!r} model; a whole model or a head is needed")
+        data = ExchangesConfig(
+            stores=stores,
+            shares=shares,
+            weights=self.weights,
+            exchanges=self.exchanges,
+            whole_first=True,
+            simulated=self.simulated,
         )
+        return instruct.Config(data=data, init=Init(checkpoint=str(folder)), parts=self.parts, **shared)
 
 
 def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
     """Prepare the folder, measure, learn, and measure again; the manifest of what came of it."""
-    folder = checkpoint_folder(config.checkpoint)
-    if (kind := kind_of_model(folder)) != "m3d":
-        raise ValueError(f"checkpoint={config.checkpoint} holds a {kind!r} model; a whole model ('m3d') is needed")
+    folder, stage = checkpoint_folder(config.checkpoint), config.learning()
     engines.prepare(config.engine)
     entries = entries_of(config.folder, config.source, config.held_out)
     held = [entry for entry in entries if entry.split == "validation"][: config.most_measured]
@@ -124,12 +135,12 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
         prepare_folder(entries, Preprocess.read(folder), config.store, seed=config.seed)
         _measure(config, "before", folder, held)
     engines.barrier()
-    manifest = instruct.main(config.instruction(), resume=resume)
+    manifest: Any = recipe(stage.stage).main(stage, resume=resume)
     if engines.rank() == 0:
         _measure(config, "after", Path(config.output) / "model", held)
         log.info("%s", table(json.loads((Path(config.output) / HELD_OUT).read_text(encoding="utf-8"))))
     engines.barrier()
-    return manifest
+    return dict(manifest)
 
 
 def _measure(config: Config, when: str, folder: Path, held: Sequence[Entry]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import math
 import os
@@ -33,11 +32,6 @@ def checkpoint_folder(name_or_path: str) -> Path:
         FileNotFoundError: There is none.
     """
     return resolve(name_or_path) if name_or_path in bundled() else model_folder(name_or_path)
-
-
-def kind_of_model(folder: Path) -> str:
-    """What ``config.json`` calls it: "m3d" for a whole model, "m3d_segvol" for a head with what it looks through."""
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type"))
 
 
 def entries_of(folder: str, options: Mapping[str, Any], held_out: float) -> list[Entry]:

@@ -275,7 +275,7 @@ def test_sample_predictions_show_what_the_head_draws(runs, phantom_store, tmp_pa
     assert len(said) == 2
     objective = pretrain_segvol.DrawByPrompts(
         load_segvol(tmp_path / "segvol" / "model"),
-        pretrain_segvol.read_names(config.names, pretrain_segvol.names_in(config.data.judged_groups())),
+        pretrain_segvol.read_names(config, None, pretrain_segvol.names_in(config.data.judged_groups())),
         config.loss,
     )
     case = config.data.judged_groups()[0].cases[0]
