@@ -2,8 +2,8 @@
 
 ``m3d train configs/segvol/finetune.yaml folder=FOLDER``. The folder becomes a store, on the checkpoint's own grid; some
 patients are held out, and what is drawn of them is measured before and after. What learns is the whole model, so that
-it draws new structures by their names too: ``m3d segment ct.nii.gz "my structure" --model OUTPUT``. A checkpoint that is
-a mask head with a text tower (pretrain_segvol, a converted SegVol) learns alone, and has read any name from the start.
+it draws new structures by their names too: ``m3d segment ct.nii.gz "my structure" --model OUTPUT``. A mask head with a
+text tower (of pretrain_segvol, or a converted SegVol) learns alone, and has read any name from the start.
 """
 
 import json
