@@ -142,14 +142,10 @@ def inference_config(names: Sequence[str]) -> dict[str, Any]:
             "transforms": [
                 {"_target_": f"{HERE}.OnScand", "keys": "pred", "separate": "@separate"},
                 {
-                    "_target_": "SaveImaged",
+                    "_target_": f"{HERE}.WriteMasksd",
                     "keys": "pred",
                     "output_dir": "@output_dir",
-                    "output_postfix": "seg",
-                    "output_ext": ".nii.gz",
-                    "output_dtype": "$numpy.uint8",
-                    "resample": False,
-                    "separate_folder": False,
+                    "structures": "@structures",
                 },
             ],
         },
@@ -284,7 +280,7 @@ It needs `pip install 'm3d-lamed[bundle]'`. In this folder:
 
 `structures` is `{structures}` unless given. The result is `eval/ct_seg.nii.gz` on the scan's own grid: k where
 the k-th structure is drawn; what several share goes to the one of the highest logit. With `--separate True` each has a
-channel of its own. `image` may be a list; without it all `*.nii.gz` of the folder `dataset_dir` are drawn. Points are
+file of its own. `image` may be a list; without it all `*.nii.gz` of the folder `dataset_dir` are drawn. Points are
 `[i, j, l, label]`, label 1 inside and 0 outside; a box ends before its upper corner; both in the scan's voxels, or with
 `--frame mm` in patient coordinates (RAS).
 

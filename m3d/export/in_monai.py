@@ -7,6 +7,7 @@ once without any volume (`m3d.train.drawing`); clicks and boxes are what they ar
 # B = volumes, K = structures, P = points, C = width of the head, (D, H, W) = the model's grid, (I, J, L) = the scan
 
 import json
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ from data_prep.boxes import Box
 from data_prep.preprocess import Preprocess
 from data_prep.volume import Volume
 from data_prep.way import Way
+from data_prep.write import write_mask
 from m3d.inference.prompting import Point, as_prompts, place_box, place_points, refuse_contradictions
+from m3d.inference.results import distinct_slugs
 from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol
 from m3d.models.weights import put, read_weights
 from segvol_head import Prompts
+
+log = logging.getLogger(__name__)
 
 VECTORS = "name_vectors"
 WAY, PROMPTS = "m3d_way", "prompts"
@@ -184,6 +189,33 @@ class OnScand(MapTransform):
                 torch.from_numpy(labels), affine=affine, meta={"filename_or_obj": meta["filename_or_obj"]}
             )
         return done
+
+
+class WriteMasksd(MapTransform):
+    """Masks of `OnScand` as NIfTI with the scan's own affine: ``SCAN_seg.nii.gz``, or ``SCAN_STRUCTURE.nii.gz`` each.
+
+    SaveImaged of MONAI 1.6.1 takes such a mask for two-dimensional and fails where the affine's upper left 2x2 block is
+    singular, as in a sagittal scan.
+    """
+
+    def __init__(
+        self, keys: Hashable | Sequence[Hashable], output_dir: str | Path, structures: Sequence[str] = ()
+    ) -> None:
+        super().__init__(keys)
+        self.output_dir, self.structures = Path(output_dir), tuple(structures)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write every key's masks, whole files or none."""
+        for key in self.key_iterator(dict(data)):
+            masks: MetaTensor = data[key]
+            stem = Path(masks.meta["filename_or_obj"]).name.removesuffix(".gz").removesuffix(".nii")
+            kinds = ["seg"] if len(masks) == 1 else distinct_slugs(self.structures)
+            for kind, mask in zip(kinds, masks.as_tensor().numpy(), strict=True):
+                like = Volume(np.zeros(mask.shape, np.float32), np.asarray(masks.affine))
+                path = self.output_dir / f"{stem}_{kind}.nii.gz"
+                write_mask(path, mask, like=like)
+                log.info("wrote %s", path)
+        return dict(data)
 
 
 def prepare_batch(
