@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from data_prep.store import Store
     from data_prep.volume import BadScan, Volume
     from m3d.inference.label_map import write_label_map
+    from m3d.export.hub import push_to_hub
     from m3d.inference.load import M3D, load
     from m3d.inference.postprocess import PostProcess
     from m3d.inference.results import Result
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "load": "m3d.inference.load",
+    "push_to_hub": "m3d.export.hub",
     "M3D": "m3d.inference.load",
     "Scan": "m3d.inference.scan",
     "NoMask": "m3d.inference.scan",
@@ -70,6 +72,7 @@ __all__ = [
     "Store",
     "Volume",
     "load",
+    "push_to_hub",
     "read_records",
     "write_label_map",
 ]
