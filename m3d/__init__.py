@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from data_prep.records import RecordFile, read_records
     from data_prep.store import Store
     from data_prep.volume import BadScan, Volume
-    from m3d.inference.label_map import write_label_map
     from m3d.export.hub import push_to_hub
+    from m3d.inference.label_map import write_label_map
     from m3d.inference.load import M3D, load
     from m3d.inference.postprocess import PostProcess
     from m3d.inference.results import Result
