@@ -5,70 +5,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextConfig, CLIPTextModel
 
 import m3d
 from data_prep.phantoms import head_neck
-from data_prep.preprocess import Preprocess, Window
 from m3d.cli.main import main
 from m3d.inference.segmenter import Segmenter
-from m3d.models import M3DSegConfig, M3DVisionConfig
-from m3d.models.clip import M3DCLIPConfig, Pair, build_pair, without_pooler
+from m3d.models.clip import Pair
 from m3d.models.name_reader import PairNames, read_name_reader
 from m3d.models.name_tower import NameTower
-from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol
 from m3d.recipes.pretrain_segvol import save_segvol
 from segvol_head import Prompts
-
-GRID = (16, 16, 24)
-PREPROCESS = Preprocess(grid=GRID, intensity=Window(-200, 400), orientation="SPL")
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *"A computerized tomography of mandible liver brainstem .".split(),
-]
-
-
-def vision() -> M3DVisionConfig:
-    return M3DVisionConfig(
-        image_size=list(GRID), patch_size=[4, 8, 8], hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-        num_attention_heads=2, cls_token=True, detail_channels=4,
-    )  # fmt: skip
-
-
-def segvol(width: int = 12, **more: str) -> PromptedSegVol:
-    torch.manual_seed(0)
-    seg = M3DSegConfig(
-        decoder_heads=2, decoder_mlp_dim=32, iou_hidden_size=16, num_masks=1, coordinates="grid",
-        upscale_norm="channel", mask_prompt=True, projector_dropout=0.0, vocabulary=["mandible"],
-    )  # fmt: skip
-    config = M3DSegVolConfig(vision_config=vision(), seg_config=seg, text_width=width, **more)
-    return PromptedSegVol(config).eval()
+from tests.fixtures.small_head import GRID, PREPROCESS, WORDS, segvol, small_pair, tokenizer
 
 
 @pytest.fixture
 def pair() -> Pair:
-    torch.manual_seed(1)
-    text = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32
-    )
-    config = M3DCLIPConfig(vision_config=vision(), text_config=text, shared_width=12)
-    tower = without_pooler(BertModel(text))
-    return Pair(build_pair(config, tower).eval(), config, tokenizer(), PREPROCESS)
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word, between a beginning and an end."""
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]")
+    return small_pair()
 
 
 @pytest.fixture
@@ -145,14 +98,14 @@ def test_what_it_cannot_do_is_said(folder, tmp_path, volume):
         m3d.load(folder, device="cpu", quantize="4bit")
 
 
-def test_a_released_segvols_text_tower_is_read_too(tmp_path, pair, volume):
+def test_a_released_segvols_text_tower_is_read_too(tmp_path, volume):
     """CLIP's own text model and one linear layer, as a converted SegVol has them."""
     torch.manual_seed(2)
     text = CLIPTextConfig(
         vocab_size=len(WORDS), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         projection_dim=8, max_position_embeddings=16, bos_token_id=2, eos_token_id=3, pad_token_id=0,
     )  # fmt: skip
-    tower = NameTower(CLIPTextModel(text).eval(), pair.tokenizer)
+    tower = NameTower(CLIPTextModel(text).eval(), tokenizer())
     head = segvol(8, text_source="clip", text_projector="linear")
     save_segvol(tmp_path, head, PREPROCESS, tower)
     scan = m3d.load(tmp_path, device="cpu").look(volume)
