@@ -504,7 +504,22 @@ def bench_speed() -> str:
     return f"{markdown(['way of asking', 'answers a second'], rows)}\n\n{told}"
 
 
+def finetune() -> str:
+    """Dice on patients that were held out, before and after fine-tuning on a folder of others."""
+    result, rows = read("finetune.json"), []
+    before, after = result["before"], result["after"]
+    for name, now in {**after["structures"], "mean": after["mean"]}.items():
+        was = before["structures"].get(name, before["mean"])
+        each = [f"{was[by]:.2f} → {now[by]:.2f}" for by in ("name", "click", "box")]
+        rows.append([name, str(now.get("n", "")), *each])
+    told = f"{result['checkpoint']}, {result['steps']} steps in {result['seconds'] / 60:.0f} minutes on "
+    told += f"{result['machine']['threads']} thread(s) of a busy machine; {result['patients']} patients of OpenKBP's validation split, "
+    told += f"{result['held_out']} of them held out (`{result['command']}`)."
+    return f"{markdown(['structure', 'n', 'by name', 'by a click', 'by a box'], rows)}\n\n{told}"
+
+
 BLOCKS = {
+    "finetune": finetune,
     "zoom": zoom,
     "zoom_structures": zoom_structures,
     "large_volume": large_volume,
