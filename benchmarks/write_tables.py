@@ -513,7 +513,8 @@ def finetune() -> str:
         each = [f"{was[by]:.2f} → {now[by]:.2f}" for by in ("name", "click", "box")]
         rows.append([name, str(now.get("n", "")), *each])
     told = f"{result['checkpoint']}, {result['steps']} steps in {result['seconds'] / 60:.0f} minutes on "
-    told += f"{result['machine']['threads']} thread(s) of a busy machine; {result['patients']} patients of OpenKBP's validation split, "
+    told += f"{result['machine']['threads']} thread(s) of a busy machine; {result['patients']} patients of OpenKBP's "
+    told += "validation split, "
     told += f"{result['held_out']} of them held out (`{result['command']}`)."
     return f"{markdown(['structure', 'n', 'by name', 'by a click', 'by a box'], rows)}\n\n{told}"
 
