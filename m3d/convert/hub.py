@@ -108,20 +108,31 @@ def fetch(release: Release) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(release.repo, revision=release.revision, allow_patterns=list(release.files)))
+        patterns = [*release.files, "tokenizer.json"]
+        return Path(snapshot_download(release.repo, revision=release.revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         lost = [name for name in wanted if not (folder / name).is_file()]
         raise FileNotFoundError(
-            f"{release.repo} is not on this machine and could not be fetched ({_why(error)}). With a network: m3d "
-            f"convert {release.repo} FOLDER. Without: put {', '.join(lost) or 'its weights, configs and tokenizer'} of "
-            f"revision {release.revision} into {folder}"
+            f"{release.repo} is not here and could not be fetched ({_why(error)}). With a network: m3d convert "
+            f"{release.repo} FOLDER. Without one, put into {folder} of its revision {release.revision[:12]}: "
+            f"{', '.join(_in_short(lost)) or 'its weights, configs and tokenizer'}"
         ) from None
+
+
+def _in_short(names: list[str]) -> list[str]:
+    """Numbered shards in one word, as a shell writes them: ``model-0000{1..6}-of-00006.safetensors``."""
+    shards = [name for name in names if "-of-" in name]
+    if len(shards) < 2:
+        return names
+    stem, last = shards[0].split("-")[0], int(shards[-1].split("-")[1])
+    short = f"{stem}-0000{{{int(shards[0].split('-')[1])}..{last}}}-{'-'.join(shards[0].split('-')[2:])}"
+    return [*dict.fromkeys(short if name in shards else name for name in names)]
 
 
 def _why(error: Exception) -> str:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return "HF_HUB_OFFLINE is set, as `m3d` sets it for commands that use a model"
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        return "HF_HUB_OFFLINE is set, as `m3d` does for commands that use a model"
+    return str(error).splitlines()[0][:80] if str(error) else type(error).__name__
 
 
 def fetched(release: Release) -> Path:

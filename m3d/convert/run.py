@@ -140,11 +140,15 @@ def convert(
     _keep_unused(found, room)
     found.layout.save(room, dtype)
     say("reading it back")
-    read_back(room, found.layout.expected, files)
     size = sum(plan.sizes.values())
     whole = load or size <= SMALL
-    if whole:
-        load_whole(found.layout.kind, room, kept=any(name.startswith("parts") for name in files))
+    try:
+        read_back(room, found.layout.expected, files)
+        if whole:
+            load_whole(found.layout.kind, room, kept=any(name.startswith("parts") for name in files))
+    except ValueError:
+        shutil.rmtree(room)  # it would come out so again
+        raise
     manifest = _manifest(found, target, files, str(dtype).removeprefix("torch."), size, origin or {})
     (room / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     (room / JOURNAL).unlink()
