@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from transformers import AutoConfig
 
 from data_prep.preprocess import Preprocess
 from m3d.models import M3DConfig
@@ -70,19 +71,25 @@ def read_metrics(path: Path, source: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _what(source: Path, manifest: Mapping[str, Any]) -> str:
-    config, preprocess = M3DConfig.from_pretrained(source), Preprocess.read(source)
-    vision, text, seg = config.vision, config.text, config.seg
-    size = manifest.get("parameters")
-    spacing = preprocess.spacing
-    rows = [
-        ("architecture", "M3DForConditionalGeneration" + (f", {size:,} parameters" if size else "")),
-        ("sees", f"3D ViT, {vision.num_hidden_layers} layers x {vision.hidden_size}, patches {_by(vision.patch_size)}"),
-        ("speaks", f"{text.model_type}, {text.num_hidden_layers} layers x {text.hidden_size}"),
-        ("draws", "no masks" if seg is None else "a mask for each [SEG], and for points, boxes and earlier masks"),
-        ("input", f"one scan on a grid of {_by(list(preprocess.grid))}" + (
-            f" at {_by(list(spacing))} mm" if spacing else "") + ", prepared as `preprocess.json` says"),
-    ]  # fmt: skip
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+    config: Any = AutoConfig.from_pretrained(source, local_files_only=True)
+    vision, seg, preprocess = config.vision, config.seg, Preprocess.read(source)
+    text = config.text if isinstance(config, M3DConfig) else None  # a mask head alone does not speak
+    kind = type(config).__name__ if text is None else "M3DForConditionalGeneration"
+    parameters = manifest.get("parameters")
+    rows = {
+        "architecture": kind + (f", {parameters:,} parameters" if parameters else ""),
+        "sees": f"3D ViT, {vision.num_hidden_layers} layers x {vision.hidden_size}, patches {_by(vision.patch_size)}",
+        "speaks": "not at all",
+        "draws": "no masks" if seg is None else "a mask for each [SEG], and for points, boxes and earlier masks",
+        "input": f"one scan on a grid of {_by(preprocess.grid)}"
+        + (f" at {_by(preprocess.spacing)} mm" if preprocess.spacing else "")
+        + ", prepared as `preprocess.json` says",
+    }
+    if text is not None:
+        rows["speaks"] = f"{text.model_type}, {text.num_hidden_layers} layers x {text.hidden_size}"
+    elif seg is not None:
+        rows["draws"] = "a mask for points, boxes and earlier masks"
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
 def _use(repo: str | None) -> str:

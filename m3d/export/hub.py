@@ -18,7 +18,7 @@ from m3d.inference.checkpoints import resolve
 
 CARD, LICENCE_FILE = "README.md", "LICENSE"
 SHARED = re.compile(
-    r"(config|generation_config|preprocess|manifest|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
+    r"(config|generation_config|preprocess|presence|manifest|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab)\.json"
     r"|recipe\.yaml|merges\.txt|vocab\.txt|tokenizer\.model|chat_template\.jinja|README\.md|LICENSE"
     r"|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
 )

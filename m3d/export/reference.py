@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig
 
+from m3d.convert.run import UNUSED
 from m3d.export.folders import Written, copy_files, mark, stream_weights, weight_names, whole_folder, write_json
 from m3d.export.names import DEAD_MASKS, dead_masks, dead_pooler, to_clip, to_lamed, to_segvol
 from m3d.export.unlike import LANGUAGE_MODELS, clip_refusals, head_refusals, lamed_refusals, refuse, size_notes
@@ -27,8 +28,6 @@ ALONG = (
     *("vocab.txt", "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json", "preprocess.json"),
 )
 """What goes along unchanged; the released code reads the tokenizer, and whoever prepares scans `preprocess.json`."""
-UNUSED = "released/unused.safetensors"
-"""Where a converted checkpoint may keep what it has no use for, by its released names."""
 OURS_ALONE = ("architectures", "model_type", "_name_or_path", "transformers_version", "dtype", "rope_parameters")
 
 
@@ -47,7 +46,9 @@ def export_lamed(source: Path, folder: Path, *, force: bool = False) -> Exported
     Raises:
         ValueError: It has parts or settings that LaMed has no code for; the message names them all.
     """
-    config = M3DConfig.from_pretrained(source)
+    config: Any = AutoConfig.from_pretrained(source, local_files_only=True)
+    if not isinstance(config, M3DConfig):
+        raise ValueError(f"{source.name} holds a {config.model_type!r} model; LaMed is a whole one that speaks")
     refuse("LaMed", lamed_refusals(config))
     notes = _size_notes("LaMed", size_notes(config))
     if config.seg is not None and config.seg.merge == "each":

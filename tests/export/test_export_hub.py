@@ -13,8 +13,12 @@ import yaml
 from huggingface_hub import HfApi, constants
 
 import m3d
+from data_prep.preprocess import Preprocess
 from m3d.export.hub import gather, push_to_hub, write_folder
+from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol
 from m3d.recipes.checkpoints import fingerprint
+from m3d.recipes.pretrain_segvol import save_segvol
+from tests.conftest import GRID
 
 ROWS = {
     "dice/mean": {
@@ -117,6 +121,15 @@ def test_pickles_and_trainer_state_are_never_pushed(checkpoint: Path, name: str,
     (checkpoint / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=f"{name} is {why}.* not pushed"):
         gather(checkpoint)
+
+
+def test_a_mask_head_alone_is_shared_too(model, tmp_path: Path):
+    (tmp_path / "head").mkdir()
+    save_segvol(tmp_path / "head", PromptedSegVol(M3DSegVolConfig.within(model.config, "it")), Preprocess(grid=GRID))
+    (tmp_path / "head" / "presence.json").write_text("{}")
+    upload = gather(tmp_path / "head")
+    assert {"config.json", "model.safetensors", "preprocess.json", "presence.json"} <= set(upload.files)
+    assert "| speaks | not at all |" in upload.card
 
 
 def test_a_card_of_ones_own_stays(checkpoint: Path):

@@ -7,18 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
+from transformers import BertConfig, LlamaConfig
 
 from data_prep.preprocess import Preprocess
 from encoders.published import rename as rename_clip
+from m3d.convert.layouts import Options
+from m3d.convert.run import UNUSED, convert
 from m3d.export.folders import MARKER, stream_weights
 from m3d.export.names import to_clip, to_lamed, to_segvol
-from m3d.export.reference import UNUSED, export_clip, export_lamed, export_segvol
+from m3d.export.reference import export_clip, export_lamed, export_segvol
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
 from m3d.models.clip import M3DCLIPConfig
+from m3d.models.processing import add_m3d_tokens
 from m3d.models.published import rename_lamed
 from m3d.models.weights import write_weights
 from segvol_head.published import rename as rename_segvol
+from tests.conftest import byte_tokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -55,21 +59,26 @@ def lamed_config(config: dict) -> M3DConfig:
             merge="mean",
         ),
         image_token_id=596,
+        box_start_token_id=597,
+        box_end_token_id=598,
         seg_token_id=llama["seg_token_id"],
         projector_depth=llama["proj_layer_num"],
     )
 
 
 @pytest.fixture(scope="module")
-def lamed(tmp_path_factory: pytest.TempPathFactory, tokenizer_and_ids: tuple[PreTrainedTokenizerFast, dict]) -> Path:
+def lamed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The parity fixture as a checkpoint of ours on disk, with what the released code never runs kept beside it."""
     config, weights = fixture("lamed_a")
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<filler {number}>" for number in range(596 - len(tokenizer))])
+    assert list(add_m3d_tokens(tokenizer).values()) == [596, 597, 598, 599]
     folder = tmp_path_factory.mktemp("lamed") / "ours"
     model = M3DForConditionalGeneration(lamed_config(config))
     model.load_state_dict(rename_lamed(weights))
     model.save_pretrained(folder)
     preprocess = Preprocess(grid=tuple(config["llama"]["image_size"]))
-    M3DProcessor(tokenizer_and_ids[0], preprocess, model.config.num_image_tokens).save_pretrained(folder)
+    M3DProcessor(tokenizer, preprocess, model.config.num_image_tokens).save_pretrained(folder)
     (folder / UNUSED).parent.mkdir()
     save_file({name: one for name, one in weights.items() if "mask_downscaling" in name}, folder / UNUSED)
     return folder
@@ -90,6 +99,17 @@ def test_lamed_comes_back_bit_for_bit(lamed: Path, tmp_path: Path):
     assert {"<im_patch>", "<bx_start>", "<bx_end>", "[SEG]"} <= {one["content"] for one in tokens}
     assert any("vision_config.hidden_size=48, there 768" in note for note in done.notes)
     assert not any("zeros" in note for note in done.notes)
+
+
+def test_what_was_exported_is_converted_and_exported_again(lamed: Path, tmp_path: Path):
+    """Through the files of both directions: `m3d convert` reads what `m3d export` writes, and it comes out the same."""
+    export_lamed(lamed, tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours", Options(vision_heads=4))
+    export_lamed(tmp_path / "ours", tmp_path / "again")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "again"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    fields, again = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("theirs", "again"))
+    assert {name: again.get(name) for name in fields} == fields
 
 
 def test_what_is_not_kept_and_never_runs_is_zeros_and_said(lamed: Path, tmp_path: Path):
@@ -166,7 +186,7 @@ def test_segvol_comes_back_bit_for_bit(lamed: Path, tmp_path: Path):
     assert len(rename_segvol(written)) == len(alive)
 
 
-def test_m3d_clip_comes_back_bit_for_bit(tmp_path: Path, tokenizer_and_ids: tuple[PreTrainedTokenizerFast, dict]):
+def test_m3d_clip_comes_back_bit_for_bit(tmp_path: Path):
     config, weights = fixture("clip_a")
     ours = tmp_path / "ours"
     ours.mkdir()
