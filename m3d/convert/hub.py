@@ -167,7 +167,7 @@ def fetched(release: Release) -> Path:
 
 @contextmanager
 def _one_at_a_time(target: Path) -> Iterator[None]:
-    from huggingface_hub.utils import WeakFileLock
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(target.parent / f".{target.name}.lock"):

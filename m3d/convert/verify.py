@@ -13,7 +13,7 @@ from m3d.models import M3DForConditionalGeneration, M3DProcessor
 from m3d.models.clip import load_pair, vision_tower_of
 from m3d.models.modeling import build_vision_tower
 from m3d.models.name_tower import NameTower
-from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol
+from m3d.models.segvol import load_segvol
 from m3d.models.weights import put, read_weights
 
 SMALL = 2_000_000_000
@@ -87,7 +87,7 @@ def _load_vision(folder: Path) -> None:
 
 
 def _load_segvol(folder: Path) -> None:
-    put(PromptedSegVol(M3DSegVolConfig.from_pretrained(folder)), read_weights(folder), folder.name)
+    load_segvol(folder)
     NameTower.read(folder)
 
 

@@ -16,7 +16,7 @@ from m3d.config import config_root, load_config
 from m3d.models import M3DConfig, M3DSegConfig, M3DVisionConfig
 from m3d.models.processing import TokenIds
 from m3d.models.segvol import M3DSegVolConfig
-from m3d.recipes.build import Init, VisionSizes
+from m3d.recipes.build import Init, VisionSizes, projector_settings
 from m3d.recipes.pretrain_words import LanguageSizes
 from m3d.recipes.registry import STAGES, read_values, recipe, sizes_alone, stage_of
 from m3d.recipes.take_words import PACKAGES
@@ -70,6 +70,7 @@ class Outline:
             pool_size=init.pool,
             pooling=init.pooling,
             box_head=init.box_head,
+            **projector_settings(init),
             **_taught(text, init.language_model),
         )
 
