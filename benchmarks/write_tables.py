@@ -519,6 +519,34 @@ def finetune() -> str:
     return f"{markdown(['structure', 'n', 'by name', 'by a click', 'by a box'], rows)}\n\n{told}"
 
 
+def export_bundle() -> str:
+    """What a MONAI bundle draws beside the model it was made of."""
+    result = read("export_bundle.json")
+    model = str(result["model"])
+    heads = [
+        "asked by",
+        "masks",
+        f"{model}, Dice of five",
+        "bundle, Dice of five",
+        "Dice of the two masks",
+        "lowest",
+        "equal",
+    ]
+    rows = [
+        [
+            kind,
+            str(row["n"]),
+            f"{row['model, mean of five']:.3f}",
+            f"{row['bundle, mean of five']:.3f}",
+            f"{row['agreement, mean']:.3f}",
+            f"{row['agreement, lowest']:.3f}",
+            f"{row['equal']} of {row['n']}",
+        ]
+        for kind, row in result["metrics"].items()
+    ]
+    return f"{markdown(heads, rows)}\n\n{result['patients']} OpenKBP validation patients (`{result['command']}`)."
+
+
 BLOCKS = {
     "finetune": finetune,
     "zoom": zoom,
@@ -541,6 +569,7 @@ BLOCKS = {
     "formats": formats,
     "families": families,
     "packing": packing,
+    "export_bundle": export_bundle,
 }
 
 

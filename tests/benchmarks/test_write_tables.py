@@ -164,3 +164,15 @@ def test_clicks_stand_by_way_and_number(results):
     (row,) = lines_of(write_tables.rewrite("<!-- clicks --><!-- /clicks -->"), "| clicks")
     one = "0.70 (0.65 to 0.75)"
     assert [cell.strip() for cell in row.split("|")[1:-1]] == ["clicks", "-", one, "-", "-", one, one, one, "45"]
+
+
+def test_a_bundle_stands_beside_the_model_it_was_made_of(results):
+    row = {
+        "n": 117, "model, mean of five": 0.731, "bundle, mean of five": 0.729, "agreement, mean": 0.972,
+        "agreement, median": 0.98, "agreement, lowest": 0.91, "equal": 3,
+    }  # fmt: skip
+    about = {"command": "python z.py", "model": "m3d-tiny", "patients": 21}
+    results(export_bundle={**about, "metrics": {"name": row}})
+    told = write_tables.export_bundle()
+    assert lines_of(told, "| name") == ["| name | 117 | 0.731 | 0.729 | 0.972 | 0.910 | 3 of 117 |"]
+    assert "21 OpenKBP validation patients (`python z.py`)" in told
