@@ -2,7 +2,7 @@
 
     python benchmarks/finetune.py --data PATH/openkbp [--checkpoint NAME_OR_FOLDER] [--steps N] [--limit N]
 
-The folder is OpenKBP's validation patients, whom the bundled model has never seen, in nnU-Net's layout, with three
+The folder is OpenKBP's validation patients, from whom the bundled model has not learned, in nnU-Net's layout, with three
 structures under names that it has never been told: "parotid glands" is both contours in one; "airway" (air within the
 body) and "bone" (above 300 HU) are truths by rule, of intensities alone, and so are easier than contours of a clinic.
 The command is the one that a user would give, ``m3d train configs/segvol/finetune.yaml folder=FOLDER``; a fifth of the
@@ -20,9 +20,10 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_closing, binary_opening, label
-from tiny_accuracy import machine_facts, write_result
+from tiny_accuracy import machine_facts
 from tqdm import tqdm
 
+from data_prep.atomic import atomic_path
 from data_prep.case import Case
 from data_prep.openkbp import cases, read_case
 from m3d.config import find_config, load_config
@@ -67,7 +68,8 @@ def main() -> None:
         "seconds": manifest["wall_seconds"],
         **found,
     }
-    write_result(RESULT if arguments.limit is None else arguments.out / RESULT.name, result)
+    with atomic_path(RESULT if arguments.limit is None else arguments.out / RESULT.name) as temporary:
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print(finetune.table(found))
 
 
