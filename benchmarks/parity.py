@@ -33,6 +33,14 @@ TESTS = {
         "bench/test_published.py",
     ),
     "preproc (published preparation)": ("data_prep/test_preproc_parity.py",),
+    "vision_a, converted through files": (
+        "convert/test_convert_parity.py::test_a_bare_vit",
+        "convert/test_convert_parity.py::test_a_perceiver",
+    ),
+    "clip_a, converted through files": ("convert/test_convert_parity.py::test_clip",),
+    "lamed_a, converted through files": ("convert/test_convert_parity.py::test_lamed_speaks",),
+    "segvol_a, converted through files": ("convert/test_convert_parity.py::test_segvol_reads",),
+    "a small Phi-3 of transformers, converted": ("convert/test_convert_parity.py::test_phi3",),
 }
 
 

@@ -547,6 +547,30 @@ def export_bundle() -> str:
     return f"{markdown(heads, rows)}\n\n{result['patients']} OpenKBP validation patients (`{result['command']}`)."
 
 
+def convert_memory() -> str:
+    """What a conversion of the released size takes, by how many files it is read from."""
+    result = read("convert_memory.json")
+    heads = ["files read", "GB read", "files written", "peak memory, GB", "without mapped files, GB", "minutes"]
+    rows = [
+        [
+            str(row["shards"]),
+            f"{row['bytes_read'] / 1e9:.2f}",
+            str(row["files_written"]),
+            f"{row['peak_rss'] / 1e9:.2f}",
+            f"{row['peak_anonymous'] / 1e9:.2f}",
+            f"{row['seconds'] / 60:.1f}",
+        ]
+        for row in result["runs"]
+    ]
+    before = max(row["before"] for row in result["runs"]) / 1e9
+    told = (
+        f"Names and shapes of M3D-LaMed-Llama-2-7B, {result['layers']} layers, random {result['stored']} "
+        f"(`{result['command']}`). {before:.2f} GB are there before anything is read; mapped pages may be dropped at "
+        "any time."
+    )
+    return f"{markdown(heads, rows)}\n\n{told}"
+
+
 BLOCKS = {
     "finetune": finetune,
     "zoom": zoom,
@@ -570,6 +594,7 @@ BLOCKS = {
     "families": families,
     "packing": packing,
     "export_bundle": export_bundle,
+    "convert_memory": convert_memory,
 }
 
 
