@@ -2,7 +2,7 @@
 
     python benchmarks/finetune.py --data PATH/openkbp [--checkpoint NAME_OR_FOLDER] [--steps N] [--limit N]
 
-The folder is OpenKBP's validation patients, from whom the bundled model has not learned, in nnU-Net's layout, with three
+The folder is OpenKBP's validation patients, of whom the bundled model has not learned, in nnU-Net's layout, with three
 structures under names that it has never been told: "parotid glands" is both contours in one; "airway" (air within the
 body) and "bone" (above 300 HU) are truths by rule, of intensities alone, and so are easier than contours of a clinic.
 The command is the one that a user would give, ``m3d train configs/segvol/finetune.yaml folder=FOLDER``; a fifth of the
