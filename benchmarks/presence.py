@@ -10,7 +10,8 @@ out, and to patients of the training split, of whom only what is there is certai
 - ``cut patients``: the same, of whom one part is shown: below the brainstem, the parotids and the mandible, or above
   the larynx, by `MARGIN` mm. What lies wholly outside of it is not there, what lies wholly inside is. The cord and the
   esophagus are never said to be absent: their contours end where somebody stopped;
-- ``strangers``: structures of the abdomen, whose names the model has not learned and which no such scan shows.
+- ``strangers``: structures of the abdomen, whose names the model has not learned and which no such scan shows. The fit
+  knows nothing of them, and `Presence.of` says nothing; this is what it would say.
 
 With ``--ship`` the fit is kept as ``presence.json`` of the model. Answers go to ``runs/presence``, scan by scan, so
 that a run that was stopped goes on. The result is ``benchmarks/results/presence.json``, its picture

@@ -148,6 +148,5 @@ def fit_to(asked: Sequence[Asked], *, weights: str, stores: Sequence[Path], spli
         "patients": len({one.patient for one in asked}),
         "there": sum(there),
         "not there": len(there) - sum(there),
-        "structures": sorted({one.name for one in asked}),
     }
     return fit([one.name for one in asked], [one.signs for one in asked], there, facts)

@@ -156,12 +156,13 @@ def _made_to_answer(scan: Scan, names: Sequence[str]) -> tuple[list[float], Tens
 class Presence:
     """A fit: ``sigmoid(bias + sum of weight x what is weighed)``.
 
-    ``weights`` are by name of what is `WEIGHED`, ``usual`` is by structure, in small letters; ``fitted`` says to what:
-    weights, stores, split, n.
+    ``weights`` are by name of what is `WEIGHED`; ``structures`` are those that it was fitted to and can speak of, and
+    ``usual`` is by structure, all in small letters. ``fitted`` says to what: weights, stores, split, n.
     """
 
     weights: Mapping[str, float]
     bias: float
+    structures: tuple[str, ...]
     usual: Mapping[str, Usual] = field(default_factory=dict)
     fitted: Mapping[str, Any] = field(default_factory=dict)
 
@@ -174,19 +175,26 @@ class Presence:
             raise ValueError("what is usual for a structure needs a mean and a spread above 0")
 
     def probability(self, name: str, signs: Signs) -> float:
-        """How likely the structure is in the scan."""
+        """How likely the structure is in the scan, if the fit held for it; whether it does, ``structures`` say."""
         values = zip(self.weights.values(), weighed(name, signs, self.usual), strict=True)
         return float(expit(self.bias + sum(weight * value for weight, value in values)))
 
-    def of(self, scan: Scan, names: Sequence[str]) -> tuple[float, ...]:
-        """How likely each named structure is in a scan."""
-        return tuple(map(self.probability, names, signs_of(scan, names)))
+    def of(self, scan: Scan, names: Sequence[str]) -> dict[str, float]:
+        """How likely each named structure is in a scan; those that the fit does not know are left out."""
+        known = [name for name in names if name.casefold() in self.structures]
+        return dict(zip(known, map(self.probability, known, signs_of(scan, known)), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, format ``m3d.presence/1``."""
         usual = {name: asdict(one) for name, one in self.usual.items()}
-        fit_of = {"weights": dict(self.weights), "bias": self.bias, "usual": usual, "fitted": dict(self.fitted)}
-        return {"format": FORMAT, **fit_of}
+        return {
+            "format": FORMAT,
+            "weights": dict(self.weights),
+            "bias": self.bias,
+            "structures": list(self.structures),
+            "usual": usual,
+            "fitted": dict(self.fitted),
+        }
 
     @classmethod
     def from_dict(cls, kept: Mapping[str, Any]) -> Presence:
@@ -200,6 +208,7 @@ class Presence:
         return cls(
             {str(name): float(weight) for name, weight in kept["weights"].items()},
             float(kept["bias"]),
+            tuple(map(str, kept["structures"])),
             {str(name): Usual(float(one["mean"]), float(one["spread"])) for name, one in kept["usual"].items()},
             dict(kept["fitted"]),
         )
@@ -215,17 +224,14 @@ class Presence:
 def with_presence(scan: Scan, result: Result, names: Sequence[str]) -> Result:
     """The result with how likely each name that was asked for is in the scan, and a warning where it probably is not.
 
-    The same result where the model has no fit. Masks that it drew beside those, and what is doubted, are kept.
+    The same result where the model has no fit, and nothing of names that its fit does not know. Masks that it drew
+    beside those that were asked for, and what is doubted, are kept.
     """
     if scan.presence is None:
         return result
     values = scan.presence.of(scan, names)
-    found = {name.casefold(): value for name, value in zip(names, values, strict=True)}
-    doubted = [
-        f"{name} is probably not in the scan ({value:.2f})"
-        for name, value in zip(names, values, strict=True)
-        if value < DOUBT
-    ]
+    found = {name.casefold(): value for name, value in values.items()}
+    doubted = [f"{name} is probably not in the scan ({value:.2f})" for name, value in values.items() if value < DOUBT]
     return replace(
         result,
         masks=tuple(replace(mask, present=found.get(mask.name.casefold())) for mask in result.masks),
@@ -285,7 +291,8 @@ def fit(
     *slopes, level = found.x
     weights = np.array(slopes) / scale
     by_name = dict(zip(WEIGHED, map(float, weights), strict=True))
-    return Presence(by_name, float(level - weights @ mean), usual, dict(fitted or {}))
+    known = tuple(sorted({name.casefold() for name in names}))
+    return Presence(by_name, float(level - weights @ mean), known, usual, dict(fitted or {}))
 
 
 def _usual(names: Sequence[str], signs: Sequence[Signs], there: Sequence[bool]) -> dict[str, Usual]:

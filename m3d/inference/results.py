@@ -76,7 +76,7 @@ class FoundMask:
 
     ``logits`` are those of the model's grid, where they were asked for. ``present`` is the calibrated probability that
     the structure is in the scan at all; None where it was not asked for by name alone, or the model has no calibration
-    (`m3d calibrate`).
+    of that name (`m3d calibrate`).
     """
 
     name: str

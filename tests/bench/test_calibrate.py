@@ -95,7 +95,7 @@ def test_a_store_for_another_model_is_refused(store, tmp_path):
 
 
 def test_a_fit_is_judged_by_structure():
-    by_words = Presence(dict(zip(WEIGHED, (1.0, 0.0, 0.0, 0.0, 0.0), strict=True)), 0.0)
+    by_words = Presence(dict(zip(WEIGHED, (1.0, 0.0, 0.0, 0.0, 0.0), strict=True)), 0.0, ())
     asked = [
         Asked("p", "liver", True, signs_in("a", "liver")),
         Asked("p", "spleen", False, signs_in("mini/c", "spleen")),
@@ -137,6 +137,7 @@ def test_the_command_fits_judges_and_keeps(store, folder, looks, tmp_path, capsy
     kept = read_presence(folder)
     assert kept is not None and kept.fitted["weights_sha256"] == weights_sha256(folder)
     assert str(tmp_path) not in (folder / PRESENCE_NAME).read_text()
+    assert kept.structures == ("liver", "prostate", "spleen")
     assert kept.probability("liver", signs_in("a", "liver")) > 0.5 > kept.probability("x", signs_in("a", "x"))
     assert {path.name for path in out.iterdir()} == {"answers.jsonl", "calibration.json", "reliability.png"}
     assert main(words) == 1 and "--force" in capsys.readouterr().err

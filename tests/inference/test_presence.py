@@ -164,7 +164,7 @@ def test_what_looks_unlike_its_name_is_doubted():
     bright = dataclasses.replace(PLAIN, grey=0.8)
     assert found.probability("liver", bright) > 0.9 > 0.3 > found.probability("spleen", bright)
     few = fit(*zip(*rows[:5], *rows[30:40], strict=True))
-    assert few.usual == {}  # five livers are too few to say
+    assert few.structures == ("liver",) and few.usual == {}  # five livers are too few to say
 
 
 # -- the file -------------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def folder(tmp_path):
 
 def presence_of(folder) -> Presence:
     facts = {"weights_sha256": weights_sha256(folder), "stores": ["phantoms"]}
-    return Presence(BY_WORDS, -0.25, {"block": Usual(0.5, 0.1)}, facts)
+    return Presence(BY_WORDS, -0.25, ("block", "ghost"), {"block": Usual(0.5, 0.1)}, facts)
 
 
 def test_what_is_written_is_read(folder):
@@ -253,13 +253,14 @@ def test_a_model_with_the_file_says_how_likely_each_name_is(sure, tmp_path):
     kept = json.loads((tmp_path / "result.json").read_text())
     assert kept["masks"][0]["present"] == pytest.approx(expected, abs=1e-5)
     assert sure.segment("block").masks[0].present == pytest.approx(expected)
+    assert sure.segment(["Block", "thing"]).masks[1].present is None  # nobody fitted "thing"
     pointed = sure.segment("block", points=[((4, 8, 9), 1)])
     assert pointed.masks[0].present is None  # who points at it says that it is there
 
 
 @pytest.mark.parametrize("doubtful", [False, True])
 def test_what_is_doubted_is_painted_only_if_that_is_asked_for(scan, tmp_path, doubtful):
-    unlikely = dataclasses.replace(scan, presence=Presence(BY_WORDS, -100.0))
+    unlikely = dataclasses.replace(scan, presence=Presence(BY_WORDS, -100.0, ("block",)))
     result = unlikely.segment(["block"])
     assert result.masks[0].array.any() and result.masks[0].doubtful  # kept as it was drawn
     write_label_map(tmp_path, result, doubtful=doubtful)
