@@ -124,7 +124,7 @@ def main() -> None:
             return
     torch.set_flush_denormal(True)
     folder, name = folder_and_name(given.model, None)
-    weights, model = weights_sha256(folder), m3d.load(folder, device="cpu")
+    weights, model = weights_sha256(folder), m3d.load(folder, device="cpu", calibrated=False)
 
     def kept(what: str, store: Path) -> Answers:
         about = {"weights_sha256": weights, "data": file_sha256(store / "images.jsonl"), "strangers": list(STRANGERS)}

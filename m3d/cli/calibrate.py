@@ -61,11 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
     from data_prep.store import file_sha256
     from m3d.bench.calibrate import Answers, ask_scans, fit_to, judge
     from m3d.bench.reliability import draw_reliability
-    from m3d.inference.checkpoints import resolve, weights_sha256
+    from m3d.inference.checkpoints import HEAD, kind_of, resolve, weights_sha256
     from m3d.inference.presence import PRESENCE_NAME
     from m3d.inference.results import write_json
 
     folder = resolve(arguments.model)
+    if kind_of(folder) == HEAD:
+        raise ValueError(f"{folder} has no language model, whose words presence weighs; calibrate a whole checkpoint")
     refuse_overwrite(folder / PRESENCE_NAME, arguments.force)
     check_out(arguments, [REPORT, PICTURE])
     if arguments.split == arguments.judge:
@@ -81,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         "never": arguments.never,
     }
     answers = Answers(arguments.out / ANSWERS, about, anew=arguments.force)
-    model = m3d.load(folder, device=arguments.device)
+    model = m3d.load(folder, device=arguments.device, calibrated=False)  # an earlier fit may be broken
     ask = partial(ask_scans, model, answers=answers, never=arguments.never, limit=arguments.limit)
     asked = [one for store in stores for one in ask(store, arguments.split)]
     judged = {store.absolute().name: ask(store, arguments.judge) for store in stores}

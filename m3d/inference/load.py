@@ -86,13 +86,15 @@ def load(
     device: str = "auto",
     dtype: torch.dtype | None = None,
     quantize: Quantize | None = None,
+    calibrated: bool = True,
 ) -> M3D:
     """Load a bundled model by name or a checkpoint folder, on ``device``, in ``dtype``.
 
     A folder of pretrain_segvol, or a converted SegVol's, is a `m3d.inference.segmenter.Segmenter`, which only draws.
 
     Without ``dtype`` the weights are float32 on the CPU and MPS, bfloat16 on CUDA. ``quantize`` ("4bit" or "8bit")
-    takes the language model alone, and needs bitsandbytes (``m3d-lamed[quantize]``).
+    takes the language model alone, and needs bitsandbytes (``m3d-lamed[quantize]``). Without ``calibrated`` its
+    ``presence.json`` is not read, as where it is made anew.
 
     Raises:
         FileNotFoundError: There is no such model or folder, or a file of it is missing.
@@ -112,7 +114,7 @@ def load(
             )
         log.warning("%s: for research, not for clinical use", name)
         return load_segmenter(folder, name, where, dtype)
-    presence = read_presence(folder)
+    presence = read_presence(folder) if calibrated else None
     try:
         loaded: Any = M3DForConditionalGeneration.from_pretrained(
             folder,

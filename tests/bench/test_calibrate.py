@@ -121,7 +121,7 @@ def folder(tmp_path, monkeypatch):
     for name in checkpoints.NEEDED:
         (root / name).write_text('{"model_type": "m3d"}')
     (root / "model.safetensors").write_bytes(b"weights")
-    monkeypatch.setattr(m3d, "load", lambda *_, **__: MODEL)
+    monkeypatch.setattr(m3d, "load", lambda *_, calibrated, **__: MODEL)  # which must not read an earlier fit
     return root
 
 
@@ -155,3 +155,16 @@ def test_one_kind_alone_is_no_fit_and_keeps_nothing(store, folder, looks, tmp_pa
 def test_it_is_judged_on_other_scans(store, folder, capsys):
     assert main(["calibrate", str(folder), "--data", str(store), "--judge", "train"]) == 1
     assert "both 'train'" in capsys.readouterr().err
+
+
+def test_a_head_alone_is_refused(store, folder, capsys):
+    (folder / "config.json").write_text('{"model_type": "m3d_segvol"}')
+    assert main(["calibrate", str(folder), "--data", str(store)]) == 1
+    assert "no language model" in capsys.readouterr().err
+
+
+def test_a_broken_fit_is_made_anew(store, folder, looks, tmp_path):
+    (folder / PRESENCE_NAME).write_text("{}")
+    words = ["calibrate", str(folder), "--data", str(store), "--never", "prostate", "--out", str(tmp_path / "out")]
+    assert main([*words, "--force", "--judge", "validation"]) == 0
+    assert read_presence(folder) is not None

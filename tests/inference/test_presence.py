@@ -267,3 +267,12 @@ def test_what_is_doubted_is_painted_only_if_that_is_asked_for(scan, tmp_path, do
     (label,) = json.loads((tmp_path / "label-map.json").read_text())["labels"]
     assert (label["value"], label["name"], label["voxels"] > 0) == (1, "block", doubtful)
     assert label["present"] == 0.0
+
+
+def test_a_broken_file_is_an_error_of_loading_unless_it_is_not_read(taught, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(taught, folder)
+    (folder / PRESENCE_NAME).write_text("{}")
+    with pytest.raises(ValueError, match="m3d calibrate"):
+        m3d.load(folder, device="cpu")
+    assert m3d.load(folder, device="cpu", calibrated=False).presence is None
