@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -198,9 +197,3 @@ def _present(probability: float | None) -> str:
 
 def _triple(numbers: Sequence[float]) -> str:
     return f"({', '.join(f'{number:.1f}' for number in numbers)})"
-
-
-def cache_dir() -> Path:
-    """Where downloads are kept: ``$XDG_CACHE_HOME/m3d``, else ``~/.cache/m3d``."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "m3d"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from m3d.cli.common import cache_dir, working
+from m3d.cli.common import working
+from m3d.convert.hub import cache_dir
 
 if TYPE_CHECKING:
     from data_prep.case import Case

@@ -19,7 +19,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 import m3d
-from m3d.cli.common import cache_dir, check_out, console, note, say_json, working
+from m3d.cli.common import check_out, console, note, say_json, working
+from m3d.convert.hub import cache_dir
 
 DESCRIPTION = "Check this installation: versions, devices, torchvision, disk, extras and models, with what fixes each."
 EPILOG = """\

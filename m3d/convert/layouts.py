@@ -30,7 +30,7 @@ from segvol_head.published import new_name as seg_name
 
 Preparation = Literal["scans", "m3d-data"]
 POSITIONS = "patch_embedding.position_embeddings"
-PERCEIVER = "model.mm_projector."
+PERCEIVER = "mm_projector."
 CLIP_TEXT = "text_encoder.clip_text_model.text_model."
 MOST_WORDS = 128
 
@@ -204,8 +204,9 @@ def perceiver_layout(source: Source, shapes: Shapes, options: Options) -> Layout
     with torch.device("meta"):
         built = projection(kind, len(linears), entering, leaving)
     expected = {f"perceiver.projector.{name}": shape for name, shape in shapes_of(built).items()}
-    table, ours = f"{start}model.embed_tokens.weight", "language_model.model.embed_tokens.weight"
-    if table in shapes:
+    table = next((name for name in shapes if name.endswith("embed_tokens.weight")), None)
+    ours = "language_model.model.embed_tokens.weight"
+    if table is not None:
         expected[ours] = shapes[table]
     facts = {
         "model_type": "m3d_perceiver",
@@ -218,7 +219,7 @@ def perceiver_layout(source: Source, shapes: Shapes, options: Options) -> Layout
     }
 
     def new_name(name: str) -> str | None:
-        return name.replace(f"{start}{PERCEIVER}", "perceiver.").replace(table, ours)
+        return ours if name == table else name.replace(f"{start}{PERCEIVER}", "perceiver.")
 
     def save(folder: Path, dtype: torch.dtype) -> None:
         write_config(folder, {**facts, "dtype": str(dtype).removeprefix("torch.")})

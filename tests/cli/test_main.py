@@ -65,7 +65,7 @@ def test_every_command_teaches_with_examples_and_takes_the_common_options(words,
     device = [] if words[0] in GROUPS and words[1] in NO_MODEL else ["--device"]
     for option in ("--json", "--out", "--force", "--traceback", *device):
         assert option in said
-    if words[0] not in ("calibrate", "doctor", "data", "train", "bench", "export"):
+    if words[0] not in ("calibrate", "doctor", "data", "train", "bench", "export", "convert"):
         for option in ("--model", "--series", "--spacing"):
             assert option in said
 

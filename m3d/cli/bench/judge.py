@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from m3d.cli.common import DEVICES, cache_dir, console, note, printable, say, say_json
+from m3d.cli.common import DEVICES, console, note, printable, say, say_json
+from m3d.convert.hub import cache_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
