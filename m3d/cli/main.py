@@ -32,7 +32,6 @@ COMMANDS = {
     "export": "write a model for other programs: the released code, peft, MONAI; or push it to the hub",
     "doctor": "check this installation and say what fixes it",
 }
-SHAPE = argparse.RawDescriptionHelpFormatter
 EPILOG = """\
 examples:
   m3d demo                                    a first look, on a scan it finds or makes
@@ -43,6 +42,17 @@ examples:
 
 `m3d COMMAND --help` explains a command. Not for clinical use.
 """
+
+
+class Shape(argparse.RawDescriptionHelpFormatter):
+    """Descriptions and examples as they are written; the longest command's summary beside it, as all others'."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Leave room for the indent of commands, which argparse forgets."""
+        super().add_argument(action)
+        if isinstance(action.choices, dict):
+            longest = max(map(len, action.choices), default=0) + self._current_indent + self._indent_increment
+            self._action_max_length = max(self._action_max_length, longest)
 
 
 class Command(Protocol):
@@ -85,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(words: Sequence[str]) -> tuple[argparse.ArgumentParser, Command | None]:
     """All commands by name, the one that ``words`` choose with its arguments."""
     parser = argparse.ArgumentParser(
-        prog="m3d", description="Talk to a 3D medical scan.", epilog=EPILOG, formatter_class=SHAPE, allow_abbrev=False
+        prog="m3d", description="Talk to a 3D medical scan.", epilog=EPILOG, formatter_class=Shape, allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"m3d {m3d.__version__}")
     return parser, _add_commands(parser, "m3d.cli", COMMANDS, words)
@@ -109,7 +119,7 @@ def _add_commands(
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     chosen: Command | None = None
     for name, summary in known.items():
-        sub = commands.add_parser(name, help=summary, formatter_class=SHAPE, allow_abbrev=False)
+        sub = commands.add_parser(name, help=summary, formatter_class=Shape, allow_abbrev=False)
         if words and words[0] == name:
             module = f"{package}.{name.replace('-', '_')}"
             command = importlib.import_module(module)

@@ -109,7 +109,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     folder.mkdir()
     (folder / "preprocess.json").write_text(json.dumps(PREPROCESS.to_dict()))
 
-    def load(name: str, *, device: str = "auto", dtype: object = None) -> FakeModel:
+    def load(name: str, *, device: str = "auto", dtype: object = None, quantize: object = None) -> FakeModel:
         model.loads.append((name, device))
         return model
 
