@@ -549,24 +549,30 @@ def export_bundle() -> str:
 
 def convert_memory() -> str:
     """What a conversion of the released size takes, by how many files it is read from."""
-    result = read("convert_memory.json")
-    heads = ["files read", "GB read", "files written", "peak memory, GB", "without mapped files, GB", "minutes"]
+    results = [read("convert_memory.json"), there("convert_memory_float32.json")]
+    heads = ["read as", "files", "GB", "written as", "files", "GB"]
+    heads += ["peak memory, GB", "without mapped files, GB", "minutes"]
     rows = [
         [
+            result["stored"],
             str(row["shards"]),
             f"{row['bytes_read'] / 1e9:.2f}",
+            result["stored"] if result["dtype"] == "keep" else result["dtype"],
             str(row["files_written"]),
+            f"{row['bytes_written'] / 1e9:.2f}",
             f"{row['peak_rss'] / 1e9:.2f}",
             f"{row['peak_anonymous'] / 1e9:.2f}",
             f"{row['seconds'] / 60:.1f}",
         ]
+        for result in results
+        if result is not None
         for row in result["runs"]
     ]
-    before = max(row["before"] for row in result["runs"]) / 1e9
+    before = max(row["before"] for result in results if result is not None for row in result["runs"]) / 1e9
+    commands = "; ".join(f"`{result['command']}`" for result in results if result is not None)
     told = (
-        f"Names and shapes of M3D-LaMed-Llama-2-7B, {result['layers']} layers, random {result['stored']} "
-        f"(`{result['command']}`). {before:.2f} GB are there before anything is read; mapped pages may be dropped at "
-        "any time."
+        f"Names and shapes of M3D-LaMed-Llama-2-7B, random weights ({commands}). {before:.2f} GB are in memory before "
+        "anything is read; mapped pages may be dropped at any time."
     )
     return f"{markdown(heads, rows)}\n\n{told}"
 
