@@ -39,9 +39,12 @@ Zoom = bool | float | Literal["native"]
 Place = Callable[[Way], Prompts | None]
 """Brings what a user pointed at to a grid."""
 
-PER_FINE, PER_SCAN = 36, 16
-"""Bytes that a voxel of a region takes at most, on the finer grid and on the scan; benchmarks/large_volume.py."""
+PER_FINE, PER_SCAN = 24, 10
+"""Bytes that a voxel of a region takes at most: on the finer grid six float32 arrays (picture and first glance, both
+padded, sums and counts), on the scan two and a half. What the model takes for a window it took for the first look, too.
+"""
 PER_SCAN_KEPT = 1
+"""Bytes of a mask's voxel."""
 SHARE = 0.9
 """Of the memory that is available: others need some too."""
 
