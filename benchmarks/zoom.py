@@ -1,6 +1,6 @@
 """What zooming in gains and what it costs: Dice and surface Dice with and without, on the OpenKBP validation patients.
 
-    python benchmarks/zoom.py --data PATH/openkbp --model NAME_OR_FOLDER [--limit N] [--zooms 1.5,native]
+    python benchmarks/zoom.py --data PATH/openkbp --model NAME_OR_FOLDER [--limit N] [--zooms 1.5,2,native]
 
 Every contoured structure is drawn by its name, by a click in its middle and by its box (both from the truth), on the
 model's grid and then from closer: "native" is the scan's own voxels, a number is how many times finer than the grid.
@@ -17,6 +17,7 @@ import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,18 +126,20 @@ def seconds_a_mask(rows: Sequence[Row], zooms: Sequence[str]) -> dict[str, float
 
 
 def picture(model: m3d.M3D, case: Case, name: str, zoom: str, path: Path) -> None:
-    """One structure of a patient by its box: the truth, and what is drawn without and with zooming in."""
-    scan, truth, strips = model.look(case.volume), case.mask(name), []
+    """One structure of a patient by its name: the truth, and what is drawn without and with zooming in."""
+    scan, truth = model.look(case.volume), case.mask(name)
     shown = [Finding("contoured by a physician", mask=truth)]
     for how in (WITHOUT, zoom):
-        (mask,) = segment(scan, case, name, "box", how).masks
+        (mask, *_) = segment(scan, case, name, "name", how).masks
         dice = mask_row(mask.array, truth, case.volume.spacing)["dice"]
         said = "on the model's grid" if how == WITHOUT else f"zooming in, {how}"
         shown.append(Finding(said, mask=mask.array, note=f"Dice {dice:.2f}"))
     window = choose_window(case.volume)
-    for finding in shown:
-        strips.append(Strip(mid_planes(case.volume, [shown[0], finding], centre_on=0), window))
-    title = f"{name}, drawn from its box by {model.id} with and without zooming in"
+    strips = []
+    for number in (1, 2):
+        beside = [one if place in (0, number) else replace(one, mask=None) for place, one in enumerate(shown)]
+        strips.append(Strip(mid_planes(case.volume, beside, centre_on=0), window, label=shown[number].name))
+    title = f"{name}, drawn by its name by {model.id} with and without zooming in"
     save_png(draw_rows(strips, shown, title=title, notes=[f"OpenKBP, {case.id}. {window}."]), path)
 
 
@@ -146,7 +149,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=HOME.parent / "shared" / "data" / "openkbp")
     parser.add_argument("--model", default="m3d-tiny", help="a bundled model's name, or a folder")
     parser.add_argument("--name", help="what the lines are called; the folder's name if not given")
-    parser.add_argument("--zooms", default="1.5,native", help="numbers above 1 and native (%(default)s)")
+    parser.add_argument("--zooms", default="native", help="numbers above 1 and native (%(default)s)")
     parser.add_argument("--limit", type=int, help="only the first patients")
     parser.add_argument("--picture", type=Path, help="draw the first patient's mandible into this file instead")
     parser.add_argument("--out", type=Path)
