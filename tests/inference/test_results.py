@@ -98,6 +98,7 @@ def test_json_says_everything_and_only_that():
         ],
         "absent": [],
         "postprocess": [],
+        "drawn_at_mm": None,
         "pictures": ["left_parotid.png", "left_parotid_2.png"],
         "scan": {
             "file": "ct.nii.gz",
