@@ -64,12 +64,14 @@ def test_the_config_of_the_data_document_builds(tmp_path):
 
 
 def test_the_config_of_the_bench_document_builds_and_its_overrides_too(tmp_path):
-    (block,) = re.findall(r"^```yaml\n(.*?)^```", BENCH, re.MULTILINE | re.DOTALL)
+    block, kinds = re.findall(r"^```yaml\n(.*?)^```", BENCH, re.MULTILINE | re.DOTALL)
     (tmp_path / "bench.yaml").write_text(block, encoding="utf-8")
     (overrides,) = re.findall(r"typed behind the config: `(.*?)`", BENCH)
     config = load_config(BenchConfig, tmp_path / "bench.yaml", overrides.split())
     assert (config.tasks["vqa.closed"].most, config.batch) == (100, 8)
     assert config.tasks["seg.sem"].datasets[0] in {f"M3D-Seg:{one.name}" for one in seg_datasets().values()}
+    (tmp_path / "kinds.yaml").write_text(kinds, encoding="utf-8")
+    assert len(load_config(BenchConfig, tmp_path / "kinds.yaml").tasks["seg.sem"].prompts) == 7
 
 
 def test_the_datasets_of_the_published_benchmark_are_known():
