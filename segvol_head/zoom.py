@@ -75,8 +75,8 @@ class ExactReflection:
 
     Text goes to every window, a point to those it lies in. A box, the user's own where one window holds everything or
     the first glance missed it, else the one around the first glance, goes where there is one. A window that nothing is
-    asked about keeps the first glance. The prompt is placed on the full volume (`enlarged`), and a voxel of the first glance is ``scale`` of
-    that volume's.
+    asked about keeps the first glance. The prompt is placed on the full volume (`enlarged`), and a voxel of the first
+    glance is ``scale`` of that volume's.
     """
 
     def __init__(self, prompt: Prompts, shape: Sides, window: Sides, scale: Sequence[float]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from data_prep.preprocess import MinMax, Preprocess
@@ -18,6 +17,7 @@ from m3d.models.processing import IGNORED, add_m3d_tokens, encode_exchange
 from m3d.tasks.base import Rendered
 from m3d.tasks.evidence import measure_first
 from m3d.train.objective import LossWeights, TalkAndDraw
+from tests.fixtures.small_words import words_tokenizer
 
 GRID = (8, 16, 24)
 LESSONS = {
@@ -48,19 +48,11 @@ def measured_lessons(chance: random.Random) -> list[tuple[str, Rendered]]:
     return lessons
 
 
-def words_tokenizer() -> PreTrainedTokenizerFast:
+def lessons_tokenizer() -> PreTrainedTokenizerFast:
     """One token a word of the lessons, so that a few steps teach them."""
     texts = [f"{prompt} {answer}" for prompt, answer in LESSONS.items()]
     texts += [f"{prompt} {said.answer}" for seed in range(9) for prompt, said in measured_lessons(random.Random(seed))]
-    split = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
-    pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
-    order = ["<pad>", "<s>", "</s>", "<unk>", *sorted(pieces | set(pre_tokenizers.ByteLevel.alphabet()))]
-    tokenizer = Tokenizer(models.WordLevel({piece: i for i, piece in enumerate(order)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
+    return words_tokenizer(texts)
 
 
 def block_scan() -> Volume:
@@ -100,7 +92,7 @@ def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a checkpoint that has learned the lessons."""
     torch.manual_seed(0)
-    tokenizer = words_tokenizer()
+    tokenizer = lessons_tokenizer()
     ids = add_m3d_tokens(tokenizer)
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 2}
     config = M3DConfig(
