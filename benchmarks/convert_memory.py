@@ -5,7 +5,8 @@
 The weights are random bfloat16 (the released ones are float32, twice as large; --stored float32 makes such). Each
 conversion runs in a process of its own, whose memory is read from the kernel every 50 ms: all of it (``peak_rss``), and
 without the pages of mapped files (``peak_anonymous``), which the kernel may drop at any time. Writes
-``benchmarks/results/convert_memory.json`` and needs two or three times the size of one folder in ROOM.
+``benchmarks/results/convert_memory.json``, or ``convert_memory_float32.json`` where the folder is stored so. Needs twice
+the size of one folder in ROOM.
 """
 
 import argparse
@@ -156,7 +157,6 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32, help="of the language model (32 as released)")
     parser.add_argument("--stored", choices=DTYPES, default="bfloat16", help="of the weights in the released folder")
     parser.add_argument("--dtype", choices=("keep", *DTYPES), default="keep", help="of those that are written")
-    parser.add_argument("--out", type=Path, default=HOME / "benchmarks" / "results" / "convert_memory.json")
     given = parser.parse_args()
     rows = []
     for shards in given.shards:
@@ -177,7 +177,8 @@ def main() -> None:
         "largest_shard": 1_000_000_000,
         "runs": rows,
     }
-    with atomic_path(given.out) as temporary:
+    name = "convert_memory.json" if given.stored == "bfloat16" else f"convert_memory_{given.stored}.json"
+    with atomic_path(HOME / "benchmarks" / "results" / name) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
