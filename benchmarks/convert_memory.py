@@ -5,8 +5,8 @@
 The weights are random bfloat16 (the released ones are float32, twice as large; --stored float32 makes such). Each
 conversion runs in a process of its own, whose memory is read from the kernel every 50 ms: all of it (``peak_rss``), and
 without the pages of mapped files (``peak_anonymous``), which the kernel may drop at any time. Writes
-``benchmarks/results/convert_memory.json``, or ``convert_memory_float32.json`` where the folder is stored so. Needs twice
-the size of one folder in ROOM.
+``benchmarks/results/convert_memory.json``, or ``convert_memory_float32.json`` where the folder is stored so. Needs
+twice the size of one folder in ROOM.
 """
 
 import argparse
