@@ -27,6 +27,7 @@ from tests.conftest import byte_tokenizer
 from tests.fixtures.small_llms import KINDS, SLIDING, WINDOW, text_config
 from tests.train.test_packing import items, learn
 
+pytestmark = pytest.mark.slow  # all architectures together; each test takes a second or two
 GRID = (8, 16, 24)
 SHORT, LONG = "Where?", "What is it that you see there?"
 
