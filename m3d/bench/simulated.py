@@ -29,6 +29,7 @@ from m3d.inference.session import SCRIBBLE_POINTS, SessionObject
 from segvol_head.prompts import PADDING, sample_points
 
 __all__ = [
+    "SIMULATION",
     "Clicked",
     "Told",
     "click_on",
@@ -40,10 +41,13 @@ __all__ = [
     "tell",
 ]
 
+SIMULATION = "m3d.bench.simulated/1"
+"""What the users do: a run that was begun with others is not gone on with."""
 INSIDE, OUTSIDE, NEAR_MM = 3, 2, 20.0
 """Points of the kind ``points``: those inside, those outside, and how far from the structure's box those may lie."""
-MOVED_MM, SMOOTH_MM = 3.0, 8.0
-"""Of the kind ``mask``: how far the surface is moved, as a standard deviation, and over which length that changes."""
+MOVED_MM, SMOOTH_MM, LEAST = 4.0, 8.0, 0.5
+"""Of the kind ``mask``: how far the surface is moved, as a standard deviation, over which length that changes, and the
+least Dice that is left."""
 Voxel = tuple[int, int, int]
 
 
@@ -96,18 +100,21 @@ def middle_of(mask: Mask, spacing: Sequence[float]) -> Voxel:
 def perturbed(truth: Mask, spacing: Sequence[float], seed: int) -> Mask:
     """An earlier mask, as of a hurried hand: the surface moved in and out smoothly, by about `MOVED_MM`.
 
-    A structure that would vanish is moved less.
+    It is moved less where Dice would fall below `LEAST`, as of what is thin.
     """
     region = _around(truth, spacing, 3 * MOVED_MM)
     near = np.pad(truth[region], 1)  # an edge of the scan is an edge of the structure
-    depth = distance_transform_edt(near, sampling=tuple(spacing)) - distance_transform_edt(~near, sampling=spacing)
+    half = min(spacing) / 2  # from the middle of a voxel at the surface to the surface
+    inside, outside = (distance_transform_edt(side, sampling=tuple(spacing)) - half for side in (near, ~near))
+    depth = np.where(near, inside, -outside)
     noise = np.random.default_rng(seed).standard_normal(near.shape)
     noise = gaussian_filter(noise, [SMOOTH_MM / side for side in spacing])
+    noise -= noise.mean()  # of a small region it is far from 0, and would shrink or swell the whole
     amount = MOVED_MM / noise.std()
-    while not (moved := (depth + amount * noise)[1:-1, 1:-1, 1:-1] > 0).any():
-        amount /= 2
+    while dice(moved := depth + amount * noise > 0, near, spacing) < LEAST:
+        amount *= 0.8
     found = np.zeros_like(truth)
-    found[region] = moved
+    found[region] = moved[1:-1, 1:-1, 1:-1]
     return found
 
 

@@ -19,6 +19,7 @@ from m3d.bench.metrics.masks import Dice, MaskPair
 from m3d.bench.predictions import DrawnMask, Prediction, gather
 from m3d.bench.run import ask_cases
 from m3d.bench.score import judge_samples, metrics_table
+from m3d.bench.simulated import SIMULATION
 from m3d.cli.main import main
 from m3d.inference.load import M3D
 from m3d.inference.scan import Scan
@@ -233,6 +234,7 @@ def test_kinds_are_rows_beside_their_twins_and_pair_with_themselves(model, store
         assert main(["bench", "run", str(config), *given, "--out", out]) == 0
         assert main(["bench", "score", out, "--workers", "1"]) == 0
         assert main(["bench", "score", out, "--protocol", "m3d"]) == 0
+    assert json.loads((tmp_path / "one" / "run.json").read_text())["simulation"] == SIMULATION
     found = json.loads((tmp_path / "one" / "metrics.json").read_text())["tasks"]
     assert list(found) == ["seg.sem", "seg.sem by box", "seg.sem by clicks"]
     clicks = found["seg.sem by clicks"]["metrics"]

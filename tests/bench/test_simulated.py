@@ -119,23 +119,19 @@ def test_boxes_are_tight():
 def test_an_earlier_mask_is_nearly_right_and_never_empty():
     truth = ball(10, 61)
     scores = [dice(perturbed(truth, CUBE, seed), truth, CUBE) for seed in range(5)]
-    assert len(set(scores)) == 5 and all(0.6 < score < 0.95 for score in scores)
-    small = block((8, 16, 24), (slice(3, 4), slice(5, 6), slice(7, 8)))  # moved by 3 mm it would mostly vanish
+    assert len(set(scores)) == 5 and all(0.5 <= score < 0.9 for score in scores)
+    small = block((8, 16, 24), (slice(3, 4), slice(5, 6), slice(7, 8)))  # moved by 4 mm it would mostly vanish
     assert all(perturbed(small, CUBE, seed).any() for seed in range(10))
-    full = np.ones((4, 4, 4), bool)
-    assert perturbed(full, CUBE, 0).any()
+    assert perturbed(np.ones((4, 4, 4), bool), CUBE, 0).any()
     told = tell("mask+box", truth, volume_of(truth), "s")
     assert (told.mask == tell("mask", truth, volume_of(truth), "s").mask).all() and told.box is not None
     assert told.in_words().startswith("a mask, box (")
 
 
-def test_a_surface_is_moved_by_about_3_mm():
-    from scipy.ndimage import distance_transform_edt
-
-    truth = block((81, 81, 81), (slice(0, 40), slice(None), slice(None)))  # a plane, far from every edge
-    depth = distance_transform_edt(truth) - distance_transform_edt(~truth)
-    moved = [depth[:, 30:50, 30:50][perturbed(truth, CUBE, seed)[:, 30:50, 30:50]].min() for seed in range(8)]
-    assert -12 < min(moved) and 1 < np.std(moved) < 6
+def test_a_surface_is_moved_by_about_4_mm():
+    truth = block((40, 81, 81), (slice(0, 20), slice(None), slice(None)))  # a plane, of which the middle is looked at
+    heights = np.array([perturbed(truth, CUBE, seed)[:, 20:60, 20:60].sum(axis=0) for seed in range(8)])
+    assert abs(heights.mean() - 20) < 3 and 2.5 < heights.std() < 5.5
 
 
 def test_what_is_not_there_cannot_be_pointed_at():

@@ -178,8 +178,11 @@ def _in_processes(nproc: int) -> None:
 def _about(arguments: argparse.Namespace, config: BenchConfig, folder: Path | None) -> dict[str, Any]:
     """What ``run.json`` says: the model, the data and the settings; ``where`` is for this machine alone."""
     from data_prep.store import file_sha256
+    from m3d.bench.kinds import TEXT
+    from m3d.bench.simulated import SIMULATION
     from m3d.recipes.checkpoints import code_version, versions
 
+    pointed = any(task.prompts != (TEXT,) for task in config.tasks.values())
     settings = json.loads(json.dumps(asdict(config)))
     scans, clip = settings.pop("scans"), _clip_facts(arguments)
     del settings["root"]
@@ -193,6 +196,7 @@ def _about(arguments: argparse.Namespace, config: BenchConfig, folder: Path | No
         },
         "grid": "store" if scans is None else "scan",
         "config": settings,
+        **({"simulation": SIMULATION} if pointed else {}),
         "where": {
             "config": str(find_config(arguments.config).absolute()),
             "data": str(arguments.data.absolute()),
