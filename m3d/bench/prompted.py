@@ -120,6 +120,9 @@ class Prompting:
         drawn, words = list[DrawnMask](), [] if said is None else [said.prompt]
         for number, one in enumerate(truths):
             told, truth = self._told(question, number)
+            if told.mask is not None and not self.scan.prepared.mask_to_grid(told.mask).any():
+                words.append(f"{one.name}: nothing of the earlier mask is left on the model's coarser grid")
+                continue  # which is the model's failing: nothing was drawn
             text = None if said is None else said.vectors[number]
             if said is not None and text is None and not clicked:
                 continue  # the model would not draw it; a user who clicks begins from nothing
@@ -140,8 +143,6 @@ class Prompting:
         if not truth.any():
             raise _CannotBePrompted(f"the truth of {record.target.masks[number].name!r} has no voxel")
         told = tell(question.by, truth, self.opened.volume, f"{self.config.seed}/{record.id}/{number}")
-        if told.mask is not None and not self.scan.prepared.mask_to_grid(told.mask).any():
-            raise _CannotBePrompted("nothing of the earlier mask is left on the model's coarser grid")
         return told, truth
 
     def _at_once(self, name: str, told: Told, text: Tensor | None, truth: Mask) -> tuple[Mask, tuple[float, ...], str]:

@@ -47,7 +47,7 @@ def draw(
     """The named masks of what ``text`` says, ``(M, C)``, of ``geometry`` or of both, and what to beware of.
 
     ``geometry`` is one prompt, on the model's grid, for all. Nothing prompted draws nothing. With ``zoom`` what is
-    drawn on that grid is the first glance alone.
+    drawn on that grid is the first glance alone. Where ``seg_config.merge`` is "mean", one mask stands for all names.
 
     Raises:
         ValueError: There is too little memory to zoom in.
@@ -55,12 +55,15 @@ def draw(
     count = len(text) if text is not None else int(geometry is not None)
     if not count:
         return (), ()
+    masks, notes = [], []
+    if text is not None and count == 1 < len(names):
+        text, count = text.expand(len(names), -1), len(names)
+        notes.append(f"{scan.model_id} draws one mask for all that an answer names (seg_config.merge is 'mean')")
     owner = torch.zeros(count, dtype=torch.long, device=scan.model.device)
     if geometry is not None:
         geometry = geometry[owner].to(scan.model.device)
     logits = scan.model.draw(scan.features, text=text, volume_index=owner, prompts=geometry)
     glances = [own.float().cpu().numpy() for own in logits[: len(names), 0]]
-    masks, notes = [], []
     for number, (name, own, sharp) in enumerate(zip(names, glances, _sharpened(glances, text, zoom), strict=True)):
         mask = found_mask(scan.prepared, own, name or f"mask {number + 1}", sharp)
         masks.append(replace(mask, logits=own) if keep_logits else mask)

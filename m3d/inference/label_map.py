@@ -36,6 +36,7 @@ from m3d.inference.results import (
     describe_scan,
     distinct_slugs,
     labels_files,
+    refuse_scan,
     staged,
     write_json,
 )
@@ -130,6 +131,7 @@ def write_label_map(
         raise ValueError("a label map needs masks, and the result has none; ask for a structure with segment")
     maps, labels = _labels(result if doubtful else _without_doubtful(result), overlaps)
     files = label_map_files(len(maps))
+    refuse_scan(folder, files, result.scan_path)
     replaced = labels_files(folder) if force else []
     needed = sum(one.nbytes for one in maps) + PICTURE_BYTES + 100_000
     with staged(folder, files, force=force, needed=needed) as stage:

@@ -261,6 +261,7 @@ class Result:
             OSError: The disk is full; nothing of the result is left behind.
         """
         names = [*self.mask_files, *self.pictures, RESULT_NAME]
+        refuse_scan(folder, names, self.scan_path)
         needed = sum(mask.array.size for mask in self.masks) + PICTURE_BYTES * len(self.pictures) + 100_000
         replaced = [*_files_of(Path(folder) / RESULT_NAME), *labels_files(folder)] if force else []
         with staged(folder, names, force=force, needed=needed) as stage:
@@ -328,6 +329,17 @@ def distinct_slugs(names: Sequence[str]) -> list[str]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON that a person can read and any parser accepts."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def refuse_scan(folder: Path | str, names: Sequence[str], scan: Path | None) -> None:
+    """Never write over the scan itself, whatever else may be replaced.
+
+    Raises:
+        FileExistsError: One of the files that are to be written is the scan, or holds it.
+    """
+    for path in (Path(folder) / name for name in names):
+        if scan is not None and path.exists() and scan.exists() and path.samefile(scan):
+            raise FileExistsError(f"{path} is the scan itself and is not replaced; choose another folder with --out")
 
 
 @contextmanager

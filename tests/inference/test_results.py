@@ -13,6 +13,7 @@ from data_prep.boxes import box_of_mask, to_mm
 from data_prep.volume import Volume
 from m3d.inference import results
 from m3d.inference.colors import color_of
+from m3d.inference.label_map import write_label_map
 from m3d.inference.results import FoundBox, FoundMask, NotDrawn, Result, slug, staged
 
 AFFINE = np.array([[0, 0, -1.5, 30], [0, -2.0, 0, 20], [3.0, 0, 0, -10], [0, 0, 0, 1]])
@@ -251,3 +252,13 @@ def test_what_was_not_drawn_is_said_and_colours_go_by_what_was_asked_for():
     assert [finding.color for finding in both.findings] == [color_of(1), color_of(3)]
     alone = result(found("b", block(2, 2, 2)), found("a", block(1, 1, 1)))
     assert [finding.color for finding in alone.findings] == [color_of(0), color_of(1)]
+
+
+@pytest.mark.parametrize("write", [Result.save, write_label_map])
+def test_the_scan_itself_is_never_replaced(tmp_path, write):
+    scan = tmp_path / ("left_parotid.nii.gz" if write is Result.save else "label-map.nii.gz")
+    scan.write_bytes(b"a scan")
+    own = replace(result(), scan_path=scan)
+    with pytest.raises(FileExistsError, match="is the scan itself"):
+        write(own, tmp_path, force=True) if write is Result.save else write(tmp_path, own, force=True)
+    assert files_in(tmp_path) == {scan.name} and scan.read_bytes() == b"a scan"

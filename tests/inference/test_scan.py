@@ -15,6 +15,7 @@ from data_prep.volume import BadScan, Volume
 from data_prep.write import write_volume
 from m3d.inference import talking
 from m3d.inference.checkpoints import resolve
+from m3d.inference.drawing import draw
 from m3d.inference.measuring import plain_words
 from m3d.inference.postprocess import PostProcess
 from m3d.inference.results import FoundMeasure
@@ -457,3 +458,11 @@ def test_a_taught_answer_is_likelier_than_another(scan):
 def test_no_answers_cannot_be_judged(scan):
     with pytest.raises(ValueError, match="at least one"):
         scan.log_likelihoods("Where is the block?", [])
+
+
+def test_a_merged_prompt_draws_one_mask_for_all_names(scan):
+    text = scan.text_prompt("block")
+    (alone, _), (masks, notes) = draw(scan, ["block"], text, None), draw(scan, ["block", "ball"], text, None)
+    assert [mask.name for mask in masks] == ["block", "ball"]
+    assert all(np.array_equal(mask.array, alone[0].array) for mask in masks)
+    assert any("one mask for all" in note for note in notes)
