@@ -16,9 +16,11 @@ from typing import Any, Literal
 from data_prep.atomic import atomic_path
 from data_prep.preprocess import Preprocess
 from data_prep.sources.base import Entry
+from data_prep.store import Store
 from m3d.inference.checkpoints import HEAD, kind_of
 from m3d.recipes import instruct, pretrain_segvol
 from m3d.recipes.build import Init
+from m3d.recipes.checkpoints import fingerprint
 from m3d.recipes.own_folder import checkpoint_folder, entries_of, prepare_folder
 from m3d.recipes.parts import Parts
 from m3d.recipes.registry import recipe
@@ -51,6 +53,7 @@ class Config:
         simulated: Masks of a volume that are drawn from clicks and boxes too.
         weights: How often each task is drawn; the folder itself has seg.sem and rec.box3d. A mask head only draws.
         parts: Which parts of a whole model learn, and how.
+        best: None keeps the last; a measure lets the patients held out choose the model whose Dice on them is told.
     """
 
     stage: Literal["finetune"] = "finetune"
@@ -99,6 +102,9 @@ class Config:
             ValueError: The checkpoint is neither a whole model nor a mask head.
         """
         folder = checkpoint_folder(self.checkpoint)
+        judged = None if any(map(_nothing_to_judge, self.stores)) else "validation"
+        if judged is None and self.best is not None:
+            raise ValueError(f"best={self.best}, but a store has no validation split; best=null keeps the last")
         stores, shares = (str(self.store), *self.stores), (1.0, *self.shares) if self.shares else ()
         shared: dict[str, Any] = {
             "output": self.output,
@@ -110,19 +116,27 @@ class Config:
             "engine": self.engine,
         }
         if (kind := kind_of(folder)) == HEAD:
-            masks = pretrain_segvol.MasksConfig(stores=stores, shares=shares, masks=self.exchanges)
+            masks = pretrain_segvol.MasksConfig(stores=stores, shares=shares, judged=judged, masks=self.exchanges)
             return pretrain_segvol.Config(data=masks, checkpoint=str(folder), **shared)
         if kind != "m3d":
             raise ValueError(f"checkpoint={self.checkpoint} holds a {kind!r} model; a whole model or a head is needed")
         data = ExchangesConfig(
             stores=stores,
             shares=shares,
+            judged=judged,
             weights=self.weights,
             exchanges=self.exchanges,
             whole_first=True,
             simulated=self.simulated,
         )
         return instruct.Config(data=data, init=Init(checkpoint=str(folder)), parts=self.parts, **shared)
+
+
+def _nothing_to_judge(root: str) -> bool:
+    """Whether a store has no validation split; one that is not there yet may have."""
+    if not (Path(root) / "store.json").is_file():
+        return False
+    return all(image.split != "validation" for image in Store(root).images.values())
 
 
 def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
@@ -144,16 +158,29 @@ def main(config: Config, *, resume: bool = False) -> dict[str, Any]:
 
 
 def _measure(config: Config, when: str, folder: Path, held: Sequence[Entry]) -> None:
-    """Add what a checkpoint draws of the scans that were held out to ``held_out.json``; what is known stays."""
+    """Add what a checkpoint draws of the scans that were held out to ``held_out.json``.
+
+    What was drawn before stays, where it was by the same checkpoint and of the same scans.
+
+    Raises:
+        ValueError: None of the scans has a contour.
+    """
     from m3d.inference.load import load
     from m3d.recipes.held_out import measure, summary
 
     path = Path(config.output) / HELD_OUT
     found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if when == "before" and when in found:
+    facts = {"cases": [entry.image_id for entry in held], "checkpoint": fingerprint(folder)}
+    if when == "before" and facts.items() <= found.get(when, {}).items():
         return
     log.info("%s: drawing on %d scans that were held out", when, len(held))
-    found[when] = summary(measure(load(folder, device=config.engine.device), held))
+    drawn = summary(measure(load(folder, device=config.engine.device), held))
+    if not drawn["structures"]:
+        raise ValueError(
+            f"folder={config.folder}: none of the {len(held)} scans held out has a contour to measure on; "
+            f"raise held_out={config.held_out} or most_measured={config.most_measured}, or give contours to them"
+        )
+    found[when] = {**facts, **drawn}
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
@@ -161,6 +188,8 @@ def _measure(config: Config, when: str, folder: Path, held: Sequence[Entry]) -> 
 def table(found: dict[str, Any]) -> str:
     """Dice before and after, in a few lines."""
     before, after = found["before"], found["after"]
+    if not before["structures"] or not after["structures"]:
+        return "No structure of the scans that were held out has a contour: nothing was measured."
     rows = {**after["structures"], "mean": after["mean"]}
     lines = ["Dice on scans that were held out, before -> after, by name, by a click, by a box:"]
     for name, now in rows.items():

@@ -49,14 +49,14 @@ def deepest(mask: Mask, spacing: Sequence[float]) -> tuple[float, float, float]:
     return float(d - 1), float(h - 1), float(w - 1)
 
 
-def measure(model: M3D, entries: Iterable[Entry]) -> list[Drawn]:
-    """Draw every structure that the entries' scans have, and compare it with its contour."""
+def measure(model: M3D, entries: Sequence[Entry]) -> list[Drawn]:
+    """Draw every structure that the entries' scans have, and compare it with its contour; the log names no scan."""
     rows: list[Drawn] = []
-    for entry in entries:
+    for number, entry in enumerate(entries, start=1):
         case = entry.read()
         scan = model.look(case.volume)
         rows += [one for name in case.present for one in _drawn(scan, case, name)]
-        log.info("drew %s", entry.image_id)
+        log.info("drew %d of %d", number, len(entries))
     return rows
 
 

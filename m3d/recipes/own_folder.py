@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,22 +55,29 @@ def entries_of(folder: str, options: Mapping[str, Any], held_out: float) -> list
 def hold_out(entries: Sequence[Entry], share: float) -> list[Entry]:
     """The same entries, those of some patients in the split "validation", of all others in "train".
 
-    Which patients is told by a hash of their names, so it is the same on every machine.
+    A patient is held out where the hash of its name, as a fraction, lies below the share, so it is the same on every
+    machine and in a folder that has grown. Where that is fewer than two, those with the smallest are: who joins the
+    folder may send one of these back to learn from, but nobody who was learned from becomes held out.
 
     Raises:
         ValueError: There would be nobody left to learn from.
     """
-    patients = sorted({entry.patient_id for entry in entries}, key=lambda one: hashlib.sha256(one.encode()).digest())
-    number = max(math.ceil(share * len(patients)), FEWEST_HELD_OUT)
+    patients = sorted({entry.patient_id for entry in entries}, key=_fraction)
+    number = max(sum(_fraction(patient) < share for patient in patients), FEWEST_HELD_OUT)
     if number >= len(patients):
         raise ValueError(
             f"{len(patients)} patients, of whom {number} are held out, leave nobody to learn from; "
-            f"{FEWEST_HELD_OUT + 1} are the fewest"
+            f"{FEWEST_HELD_OUT + 1} are the fewest; add patients, or lower held_out={share}"
         )
     held = set(patients[:number])
     return [
         dataclasses.replace(entry, split="validation" if entry.patient_id in held else "train") for entry in entries
     ]
+
+
+def _fraction(patient: str) -> float:
+    """The hash of a patient's name, from 0 to 1."""
+    return int.from_bytes(hashlib.sha256(patient.encode()).digest()[:8]) / 2**64
 
 
 def prepare_folder(entries: Sequence[Entry], preprocess: Preprocess, store: Path, *, seed: int = 0) -> Store:

@@ -10,6 +10,7 @@ import yaml
 
 import m3d
 from data_prep.sources.base import Entry
+from data_prep.sources.registry import build_source
 from data_prep.store import Store
 from m3d.cli.main import main
 from m3d.config import find_config, load_config
@@ -17,7 +18,7 @@ from m3d.models.name_reader import PairNames
 from m3d.recipes import finetune, instruct, pretrain_segvol
 from m3d.recipes.handover import save_model
 from m3d.recipes.held_out import Drawn, deepest, hard_dice, summary
-from m3d.recipes.own_folder import checkpoint_folder, entries_of, hold_out
+from m3d.recipes.own_folder import checkpoint_folder, entries_of, hold_out, prepare_folder
 from m3d.recipes.pretrain_segvol import save_segvol
 from tests.fixtures.nnunet_folder import write_nnunet
 from tests.fixtures.small_head import PREPROCESS, segvol, small_pair
@@ -35,9 +36,11 @@ def test_whole_patients_are_held_out_and_the_same_ones_every_time():
     entries = [entry(f"p{number}", scan) for number in range(10) for scan in range(2)]
     found = hold_out(entries, 0.25)
     held = {one.patient_id for one in found if one.split == "validation"}
-    assert len(held) == 3  # a quarter of ten patients, rounded up
+    assert held == {"p0", "p2", "p7", "p9"}  # SHA-256 begins 0.088, 0.224, 0.016, 0.149; of all others above 0.25
     assert {one.patient_id for one in found if one.split == "train"}.isdisjoint(held)
     assert {one.patient_id for one in hold_out(entries[::-1], 0.25) if one.split == "validation"} == held
+    grown = hold_out([*entries, *(entry(f"p{number}") for number in range(10, 20))], 0.25)
+    assert {one.patient_id for one in grown if one.split == "validation"} == held | {"p11", "p17"}  # nobody moved
     few = hold_out(entries[:6], 0.1)
     assert len({one.patient_id for one in few if one.split == "validation"}) == 2  # two at least
     with pytest.raises(ValueError, match="2 patients, of whom 2 are held out, leave nobody to learn from; 3 are"):
@@ -70,6 +73,44 @@ def test_means_are_those_of_cases_and_then_of_structures():
     assert found["rows"][-3]["refused"] is True
     said = finetune.table({"before": found, "after": found})
     assert "spleen: 0.00 -> 0.00, 1.00 -> 1.00, 0.50 -> 0.50 (n=1)" in said
+
+
+def test_nothing_measured_is_said_in_a_sentence():
+    assert "nothing was measured" in finetune.table({"before": summary([]), "after": summary([])})
+
+
+def test_before_is_measured_again_for_other_scans_or_another_checkpoint(tmp_path, monkeypatch):
+    measured: list[list[str]] = []
+
+    def measure(_: object, entries: list[Entry]) -> list[Drawn]:
+        measured.append([one.image_id for one in entries])
+        return [Drawn(one.image_id, "liver", by, 0.5) for one in entries for by in ("name", "click", "box")]
+
+    monkeypatch.setattr("m3d.inference.load.load", lambda *_, **__: None)
+    monkeypatch.setattr("m3d.recipes.held_out.measure", measure)
+    monkeypatch.setattr(finetune, "fingerprint", str)
+    (tmp_path / "run").mkdir()
+    config = finetune.Config(folder="mine", output=str(tmp_path / "run"))
+    for folder, patients in (("a", "pq"), ("a", "pq"), ("b", "pq"), ("b", "p")):
+        finetune._measure(config, "before", Path(folder), [entry(patient) for patient in patients])
+    assert measured == [["p_0", "q_0"], ["p_0", "q_0"], ["p_0"]]
+    with pytest.raises(ValueError, match="none of the 0 scans held out has a contour to measure on; raise held_out="):
+        finetune._measure(config, "before", Path("b"), [])
+
+
+def test_the_patients_held_out_choose_nothing_and_a_store_without_them_is_not_judged(tmp_path):
+    config = load_config(finetune.Config, SHIPPED, [f"folder={tmp_path}"])
+    assert config.best is None and config.learning().best is None
+    assert config.learning().data.judged == "validation"
+    source = build_source({"kind": "nnunet", "root": str(write_nnunet(tmp_path / "mine", cases=3))})
+    entries = hold_out(list(source.entries()), 0.1)
+    full, bare = str(tmp_path / "full"), str(tmp_path / "bare")
+    prepare_folder(entries, PREPROCESS, Path(full))
+    prepare_folder([one for one in entries if one.split == "train"], PREPROCESS, Path(bare))
+    assert replace(config, stores=(full,)).learning().data.judged == "validation"
+    assert replace(config, stores=(full, bare)).learning().data.judged is None
+    with pytest.raises(ValueError, match="best=loss, but a store has no validation split"):
+        replace(config, stores=(bare,), best="loss").learning()
 
 
 def test_what_is_wrong_is_told_before_anything_is_loaded(tmp_path, capsys):
