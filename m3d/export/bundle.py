@@ -69,6 +69,8 @@ def export_bundle(source: Path, folder: Path, structures: Sequence[str], *, forc
     names = [name.strip() for name in structures if name.strip()]
     if len(set(names)) != len(names):
         raise ValueError(f"--structures names one twice: {', '.join(names)}")
+    if odd := [name for name in names if name.startswith(("$", "@", "%"))]:
+        raise ValueError(f"{odd[0]!r} is no name for a structure: MONAI would evaluate it; name others by --structures")
     config = M3DSegVolConfig.of(source)
     weights = _weights(source, config)
     weights[VECTORS] = _vectors(source, names, config.text_width)

@@ -35,7 +35,7 @@ def model_card(source: Path, *, repo: str | None = None, metrics: Path | None = 
     name = str(manifest.get("name") or source.name)
     head = ModelCardData(
         language=["en"],
-        license=LICENCE,
+        license=LICENCE if manifest.get("stage") != "convert" else "other",
         library_name="m3d-lamed",
         pipeline_tag=TASK,
         tags=list(TAGS),
@@ -115,7 +115,12 @@ def _learned(manifest: Mapping[str, Any]) -> str:
         f"- {', '.join(one.get('datasets') or [one['store']])}: {one['images']} scans, {one['records']} records"
         for one in stores
     ]
-    notes = [f"- {key}: {value}" for key, value in (manifest.get("notes") or {}).items()]
+    said = manifest.get("notes") or {}
+    notes = (
+        [f"- {key}: {value}" for key, value in said.items()]
+        if isinstance(said, Mapping)
+        else [f"- {one}" for one in said]
+    )
     if not rows:
         return "## Learned from\n\nIts manifest does not say."
     return "\n".join(["## Learned from", "", *rows, *notes])

@@ -15,6 +15,7 @@ from m3d.export.bundle import licence
 from m3d.export.card import model_card
 from m3d.export.folders import mark, whole_folder
 from m3d.inference.checkpoints import resolve
+from m3d.recipes.checkpoints import read_manifest
 
 CARD, LICENCE_FILE = "README.md", "LICENSE"
 SHARED = re.compile(
@@ -69,8 +70,14 @@ def gather(name_or_path: str | Path, *, repo: str | None = None, metrics: Path |
     files["config.json"] = _without_paths(source / "config.json")
     if CARD not in files or metrics is not None:
         files[CARD] = model_card(source, repo=repo, metrics=metrics).encode()
-    files.setdefault(LICENCE_FILE, licence().encode())
+    if _is_ours(source):
+        files.setdefault(LICENCE_FILE, licence().encode())
     return Upload(source, files, tuple(name for name in names if name not in files))
+
+
+def _is_ours(source: Path) -> bool:
+    """Whether the weights were trained here: those that were converted keep the licence that they came with."""
+    return (read_manifest(source) or {}).get("stage") != "convert"
 
 
 def write_folder(upload: Upload, folder: Path, *, force: bool = False) -> Path:

@@ -222,3 +222,9 @@ def test_a_refusal_says_what_to_do_and_a_name_is_checked_first(checkpoint: Path,
         with pytest.raises(ValueError, match="is no user/name"):
             push_to_hub(checkpoint, name, api=api)
     assert len(stand_in.asked) == asked and not stand_in.kept
+
+
+def test_notes_of_a_conversion_are_a_list_and_its_licence_is_not_ours():
+    from m3d.export.card import _learned
+
+    assert "- folded in" in _learned({"notes": ["folded in"], "data": [{"store": "s", "images": 1, "records": 2}]})
