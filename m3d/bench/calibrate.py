@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.store import StoredImage
+from data_prep.store import Store, StoredImage, file_sha256
 from m3d.bench.cases import BenchCase
 from m3d.bench.reliability import measures
 from m3d.inference.load import M3D
@@ -27,7 +27,7 @@ from m3d.inference.presence import Presence, Signs, fit, signs_of
 from m3d.inference.scan import Scan
 from m3d.train.cases import StoredCase, stored
 
-__all__ = ["Answers", "Asked", "ask_scans", "certain", "fit_to", "judge"]
+__all__ = ["Answers", "Asked", "ask_scans", "certain", "check_splits", "fit_to", "judge"]
 
 Progress = Callable[[Iterable[StoredCase]], Iterable[StoredCase]]
 
@@ -73,6 +73,31 @@ class Answers:
             file.write(json.dumps({"scan": scan, "asked": [asdict(one) for one in asked]}, ensure_ascii=False) + "\n")
 
 
+def check_splits(stores: Sequence[Path], fitted: str, judged: str) -> None:
+    """See that every store has scans to fit to and others to judge on; reads their indices alone.
+
+    Raises:
+        ValueError: A store has no such split, has a patient in both, or is given twice.
+    """
+    first: dict[str, Path] = {}
+    for store in stores:
+        other = first.setdefault(file_sha256(store / "images.jsonl"), store)
+        if other is not store:
+            raise ValueError(f"{store} holds the same scans as {other}; give one of them")
+        patients: dict[str, set[str]] = {}
+        for image in Store(store).images.values():
+            patients.setdefault(image.split, set()).add(image.patient_id)
+        for split in (fitted, judged):
+            if split not in patients:
+                known = ", ".join(sorted(patients)) or "none at all"
+                raise ValueError(f"{store}: no image is in split {split!r}; it has {known}")
+        if both := patients[fitted] & patients[judged]:
+            raise ValueError(
+                f"{store}: {len(both)} of its patients are in {fitted!r} and in {judged!r}; "
+                "a fit is judged on patients it has not seen: prepare the store with splits by patient"
+            )
+
+
 def certain(image: StoredImage, *, never: Sequence[str] = ()) -> dict[str, bool]:
     """Which structures certainly are (True) or are not (False) in a stored scan; ``never`` are in no scan.
 
@@ -96,17 +121,20 @@ def ask_scans(
 ) -> list[Asked]:
     """Ask for all that is certain of the scans of a split, those that have not been asked yet; all answers.
 
+    A scan is known by its id and by the SHA-256 of its store's index: another store may have one of the same id.
+
     Raises:
         ValueError: The store was prepared for another model, or has no such split.
         BadScan: A file of it is broken; the message names it.
     """
     cases = stored(store, split, preprocess=model.processor.preprocess)[:limit]
     show = progress or (lambda some: tqdm(some, unit="scan", desc=f"{store.name} {split}"))
-    missing = [case for case in cases if case.id not in answers.lines]
-    for case in show(missing):
+    index = file_sha256(store / "images.jsonl")
+    keys = {case.id: f"{index}/{case.id}" for case in cases}
+    for case in show([case for case in cases if keys[case.id] not in answers.lines]):
         known = certain(case.image, never=never)
-        answers.add(case.id, list(_ask(model, case, known)))
-    return [asked for case in cases for asked in answers.lines[case.id]]
+        answers.add(keys[case.id], list(_ask(model, case, known)))
+    return [asked for key in keys.values() for asked in answers.lines[key]]
 
 
 def _ask(model: M3D, case: StoredCase, known: Mapping[str, bool]) -> Iterator[Asked]:

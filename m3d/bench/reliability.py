@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,12 @@ def measures(probabilities: Sequence[float], true: Sequence[bool], patients: Seq
     """All of these, most with 95 % intervals by a bootstrap over patients, and the bins; plain JSON types.
 
     The calibration error has no interval: that of a resample is larger than that of the sample.
+
+    Raises:
+        ValueError: There are no probabilities.
     """
+    if not len(probabilities):
+        raise ValueError("there are no probabilities to measure: nothing was asked for")
     said, is_true = np.array(probabilities, np.float64), np.array(true, bool)
     bins = bins_of(said, is_true)
     found: dict[str, Any] = {
@@ -135,7 +141,7 @@ def draw_reliability(path: Path, curves: Mapping[str, Mapping[str, Any]], title:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], "--", color=QUIET, linewidth=1)
-    for (name, found), colour in zip(curves.items(), OTHERS, strict=False):
+    for (name, found), colour in zip(curves.items(), cycle(OTHERS), strict=False):
         said, true = ([one[key] for one in found["bins"]] for key in ("said", "true"))
         area = [12 + 220 * one["n"] / found["n"] for one in found["bins"]]
         axes.plot(said, true, color=colour, linewidth=1, alpha=0.6)
@@ -145,7 +151,8 @@ def draw_reliability(path: Path, curves: Mapping[str, Mapping[str, Any]], title:
     axes.set_xlabel("probability that the structure is in the scan", color=INK)
     axes.set_ylabel("share that is", color=INK)
     axes.set_title(title, color=INK, fontsize=11)
-    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    if curves:
+        axes.legend(loc="upper left", frameon=False, fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     with atomic_path(path) as temporary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     import m3d
     from data_prep.atomic import refuse_overwrite
     from data_prep.store import file_sha256
-    from m3d.bench.calibrate import Answers, ask_scans, fit_to, judge
+    from m3d.bench.calibrate import Answers, ask_scans, check_splits, fit_to, judge
     from m3d.bench.reliability import draw_reliability
     from m3d.inference.checkpoints import HEAD, kind_of, resolve, weights_sha256
     from m3d.inference.presence import PRESENCE_NAME
@@ -75,8 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
     for store in arguments.data:
         if not (store / "records.jsonl").is_file():
             raise FileNotFoundError(f"{store}: no store of `m3d data prepare` is there")
+    stores = list(arguments.data)
+    check_splits(stores, arguments.split, arguments.judge)
     torch.set_flush_denormal(True)
-    weights, stores = weights_sha256(folder), list(arguments.data)
+    weights = weights_sha256(folder)
     about = {
         "weights_sha256": weights,
         "data": [file_sha256(store / "images.jsonl") for store in stores],
@@ -86,17 +89,19 @@ def run(arguments: argparse.Namespace) -> int:
     model = m3d.load(folder, device=arguments.device, calibrated=False)  # an earlier fit may be broken
     ask = partial(ask_scans, model, answers=answers, never=arguments.never, limit=arguments.limit)
     asked = [one for store in stores for one in ask(store, arguments.split)]
-    judged = {store.absolute().name: ask(store, arguments.judge) for store in stores}
+    judged = {name: ask(store, arguments.judge) for name, store in _named(stores).items()}
     presence = fit_to(asked, weights=weights, stores=stores, split=arguments.split)
+    path = presence.write(folder)
+    for name in (name for name, some in judged.items() if not some):
+        note(f"{name}: nothing is certain of its {arguments.judge!r} scans; the fit is not judged on them")
     report: dict[str, Any] = {
         "model": folder.name,
         "presence": presence.to_dict(),
         "fitted": judge(presence, asked),
-        "judged": {name: judge(presence, some) for name, some in judged.items()},
+        "judged": {name: judge(presence, some) for name, some in judged.items() if some},
     }
     draw_reliability(arguments.out / PICTURE, report["judged"], f"{folder.name}: is it in the scan?")
     write_json(arguments.out / REPORT, report)
-    path = presence.write(folder)
     if arguments.json:
         say_json(report)
         return 0
@@ -104,6 +109,14 @@ def run(arguments: argparse.Namespace) -> int:
     for saved in (path, arguments.out / REPORT, arguments.out / PICTURE):
         note(f"saved {saved}")
     return 0
+
+
+def _named(stores: Sequence[Path]) -> dict[str, Path]:
+    """Stores by the last part of their path, all of them numbered where two have the same."""
+    names = [store.absolute().name for store in stores]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
+    return dict(zip(names, stores, strict=True))
 
 
 def _print(report: dict[str, Any]) -> None:

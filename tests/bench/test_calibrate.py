@@ -168,3 +168,39 @@ def test_a_broken_fit_is_made_anew(store, folder, looks, tmp_path):
     words = ["calibrate", str(folder), "--data", str(store), "--never", "prostate", "--out", str(tmp_path / "out")]
     assert main([*words, "--force", "--judge", "validation"]) == 0
     assert read_presence(folder) is not None
+
+
+def test_stores_of_the_same_name_and_ids_are_all_asked_and_judged(store, folder, looks, tmp_path, capsys):
+    other = build(tmp_path / "other" / "mini")  # the same ids, of other patients
+    edit(other / "images.jsonl", lambda row: row.update(patient_id="other " + row["patient_id"]))
+    out = tmp_path / "out"
+    words = ["calibrate", str(folder), "--data", str(store), str(other), "--never", "prostate", "--out", str(out)]
+    assert main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert sorted(looks) == ["mini/a"] * 2 + ["mini/b"] * 2 + ["mini/c"] * 2
+    assert (report["fitted"]["patients"], report["fitted"]["there"]) == (4, 3 + 4)
+    assert list(report["judged"]) == ["mini (1)", "mini (2)"]
+    assert not any(str(tmp_path) in path.read_text() for path in (out / "answers.jsonl", out / "calibration.json"))
+
+
+def test_a_store_that_cannot_be_judged_does_not_cost_the_fit(store, folder, looks, tmp_path, capsys):
+    edit(store / "images.jsonl", lambda row: row.update(complete=False), image_id="mini/b")
+    save_labels(store, "mini/b", labels() * 0)
+    out = tmp_path / "out"
+    assert main(["calibrate", str(folder), "--data", str(store), "--out", str(out)]) == 0
+    assert "nothing is certain" in capsys.readouterr().err
+    assert read_presence(folder) is not None
+    assert json.loads((out / "calibration.json").read_text())["judged"] == {}
+
+
+def test_what_cannot_be_judged_is_refused_before_the_model_is_loaded(store, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(m3d, "load", lambda *_, **__: pytest.fail("loaded"))
+    words = ["calibrate", str(folder), "--out", str(tmp_path / "out"), "--data", str(store)]
+    assert main([*words, "--judge", "test"]) == 1
+    assert "no image is in split 'test'; it has train, validation" in capsys.readouterr().err
+    assert main([*words, str(store)]) == 1
+    assert "the same scans" in capsys.readouterr().err
+    edit(store / "images.jsonl", lambda row: row.update(patient_id="patient-a"), image_id="mini/b")
+    assert main(words) == 1
+    assert "1 of its patients are in 'train' and in 'validation'" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "answers.jsonl").exists()

@@ -53,7 +53,14 @@ def test_measures_have_intervals_over_patients():
     assert alone["auc"] == {"value": None, "low": None, "high": None}
 
 
+def test_nothing_is_not_measured():
+    with pytest.raises(ValueError, match="nothing was asked"):
+        measures([], [], [])
+
+
 def test_the_picture_is_a_png(tmp_path):
     found = measures([0.9, 0.1, 0.6], [True, False, True], ["a", "b", "c"])
     draw_reliability(tmp_path / "reliability.png", {"one": found, "other": found}, "a model")
     assert (tmp_path / "reliability.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    draw_reliability(tmp_path / "none.png", {}, "a model")
+    assert (tmp_path / "none.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
