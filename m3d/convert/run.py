@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from data_prep.atomic import refuse_overwrite
+from data_prep.atomic import files_in, refuse_overwrite
 from m3d.convert.lamed import folded_in, lamed_layout
 from m3d.convert.layouts import (
     Layout,
@@ -150,9 +150,11 @@ def convert(
         shutil.rmtree(room)  # it would come out so again
         raise
     manifest = _manifest(found, target, files, str(dtype).removeprefix("torch."), size, origin or {})
+    manifest["written"] = sorted({MANIFEST, *files_in(room)} - {JOURNAL})
     (room / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    (room / JOURNAL).unlink()
+    _refuse_target(target, force)  # somebody may have put something there meanwhile
     _hand_over(room, target)
+    (target / JOURNAL).unlink()
     return Converted(
         folder=target,
         kind=found.layout.kind,
@@ -169,8 +171,20 @@ def _refuse_target(target: Path, force: bool) -> None:
     if target.is_dir() and not any(target.iterdir()):
         target.rmdir()
     refuse_overwrite(target, force)
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise ValueError(f"{target} is no checkpoint folder (it has no {MANIFEST}) and is not replaced; name another")
+    if not target.exists():
+        return
+    try:
+        manifest = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        own = set(manifest["written"]) if manifest["stage"] == "convert" else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        own = set()
+    if not own:
+        raise ValueError(f"{target} is no earlier conversion (by its {MANIFEST}) and is not replaced; name another")
+    if others := sorted(files_in(target) - own):
+        raise ValueError(
+            f"{target} holds {len(others)} files that no conversion wrote, such as {others[0]}; move them, or name "
+            "another folder"
+        )
 
 
 def _keep_unused(found: Examined, room: Path) -> None:

@@ -29,6 +29,7 @@ from m3d.models.weights import READABLE
 JOURNAL = "journal.json"
 LARGEST_SHARD = 1_000_000_000
 SPARE = 64_000_000
+SAMPLE = 1_000_000
 """Bytes for everything that is not weights."""
 Say = Callable[[str], None]
 
@@ -47,7 +48,7 @@ class Plan:
     @property
     def fingerprint(self) -> str:
         """What must be the same for shards of an earlier run to be of use."""
-        files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in self.source.files]
+        files = [(str(file.resolve()), file.stat().st_mtime_ns, _sample(file)) for file in self.source.files]
         folded = {name: asdict(pair) for name, pair in self.folded.items()}
         said = [files, {name: list(own) for name, own in self.files.items()}, dict(self.names), str(self.dtype), folded]
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -88,6 +89,17 @@ def make_plan(
     return Plan(source=source, files=files, names=names, sizes=sizes, dtype=dtype, folded=folded), indexes
 
 
+def _sample(path: Path) -> str:
+    """SHA-256 of a file's size and of its first and last megabyte."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    digest.update(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(SAMPLE))
+        file.seek(max(0, size - SAMPLE))
+        digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
 def _empty(source: Source, name: str, dtype: torch.dtype | None) -> Tensor:
     entry = source.entries[name]
     return torch.empty(entry.shape, dtype=_kept(entry.dtype, dtype), device="meta")
@@ -114,9 +126,13 @@ def begin(plan: Plan, room: Path) -> dict[str, str]:
         known = json.loads(journal.read_text(encoding="utf-8"))
         done = known["done"] if known["plan"] == plan.fingerprint else {}
     done = {name: sha for name, sha in done.items() if (room / name).is_file() and sha256_of(room / name) == sha}
-    if room.is_dir() and not done:
-        shutil.rmtree(room)
     room.mkdir(parents=True, exist_ok=True)
+    for path in sorted(room.rglob("*"), reverse=True):  # what was written beside the shards is written anew
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(room).as_posix() not in done:
+            path.unlink()
     needed = sum(size for name, size in plan.sizes.items() if name not in done) + SPARE
     free = shutil.disk_usage(room).free
     if needed > free:

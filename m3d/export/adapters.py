@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from m3d.export.folders import copy_files, mark, whole_folder
+from m3d.export.folders import copy_files, mark, whole_folder, without_paths
 from m3d.export.reference import ALONG, Exported
 from m3d.models import M3DConfig
 from m3d.models.fold import State
@@ -68,7 +68,8 @@ def export_peft(source: Path, folder: Path, *, force: bool = False) -> Exported:
         write_weights(adapter, partial, stem=LOW_RANK)
         copy_files(source, partial, tuple(name for name in ALONG if name != "preprocess.json"))
         (partial / BESIDE).mkdir()
-        copy_files(source, partial / BESIDE, ("config.json", "preprocess.json", RECIPE, MANIFEST))
+        copy_files(source, partial / BESIDE, ("preprocess.json", RECIPE, MANIFEST))
+        (partial / BESIDE / "config.json").write_bytes(without_paths(source / "config.json"))
         write_weights(parts, partial / BESIDE, stem=BESIDE_STEM)
         notes = _notes(base, rows, parts)
         (partial / "README.md").write_text(_readme(source.name, base, notes), encoding="utf-8")

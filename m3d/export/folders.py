@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import m3d
-from data_prep.atomic import refuse_overwrite
+from data_prep.atomic import files_in, refuse_overwrite
 from m3d.models.weights import READABLE
 from m3d.recipes.checkpoints import fingerprint
 from m3d.train.checkpoints import replacing
@@ -30,22 +30,52 @@ def whole_folder(folder: Path, *, force: bool) -> Iterator[Path]:
 
     Raises:
         FileExistsError: Something is there, and ``force`` is not given.
-        ValueError: With ``force``: what is there is no earlier export, and would be lost.
+        ValueError: With ``force``: what is there is no earlier export, or holds other files too, which would be lost.
         OSError: The disk is full; nothing is left behind.
     """
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
-    refuse_overwrite(folder, force)
-    if folder.exists() and not (folder / MARKER).is_file():
-        raise ValueError(f"{folder} is no earlier export (it has no {MARKER}) and is not replaced; name another folder")
+    _refuse(folder, force)
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(folder) as partial:
             yield partial
+            if (partial / MARKER).is_file():
+                written = {"files": sorted(files_in(partial) - {MARKER})}
+                write_json(partial / MARKER, json.loads((partial / MARKER).read_text(encoding="utf-8")) | written)
+            _refuse(folder, force)  # somebody may have put something there meanwhile
     except SafetensorError as error:  # which it raises on a full disk, too
         free = shutil.disk_usage(folder.parent).free
         what = f"could not be written ({error}; {free:,} bytes are free); nothing was kept"
         raise OSError(errno.EIO, what, str(folder)) from error
+
+
+def _refuse(folder: Path, force: bool) -> None:
+    refuse_overwrite(folder, force)
+    if not folder.exists():
+        return
+    try:
+        own = {MARKER, *json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{folder} is no earlier export (it has no {MARKER} of ours) and is not replaced; name another folder"
+        ) from None
+    if others := sorted(files_in(folder) - own):
+        raise ValueError(
+            f"{folder} holds {len(others)} files that no export wrote, such as {others[0]}; move them, or name another"
+        )
+
+
+def without_paths(path: Path) -> bytes:
+    """``config.json`` without the folders of the machine that it was trained on."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+
+    def clean(value: Any) -> Any:  # noqa: ANN401 - any JSON
+        if isinstance(value, dict):
+            return {key: clean(one) for key, one in value.items() if key != "_name_or_path"}
+        return [clean(one) for one in value] if isinstance(value, list) else value
+
+    return (json.dumps(clean(fields), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def mark(folder: Path, source: Path, kind: str, **facts: Any) -> None:  # noqa: ANN401 - whatever JSON holds
@@ -102,9 +132,10 @@ def stream_weights(
             state = {names[name]: change(name, file.get_tensor(name)).contiguous() for name in own}
         if path == list(by_file)[-1]:
             state |= dict(more or {})
-        save_file(state, target / path.name, metadata={"format": "pt"})
-        (target / path.name).chmod(READABLE)
-        map_of |= dict.fromkeys(state, path.name)
+        file_name = path.name if len(by_file) > 1 else "model.safetensors"
+        save_file(state, target / file_name, metadata={"format": "pt"})
+        (target / file_name).chmod(READABLE)
+        map_of |= dict.fromkeys(state, file_name)
         written |= {name: tuple(one.shape) for name, one in state.items()}
         size += sum(one.numel() * one.element_size() for one in state.values())
     if len(by_file) > 1:

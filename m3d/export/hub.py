@@ -1,19 +1,17 @@
 """To the Hugging Face hub: a checkpoint's own files and a card, in one commit; never a pickle, never trainer state."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from m3d.export.bundle import licence
-from m3d.export.card import model_card
-from m3d.export.folders import mark, whole_folder
+from m3d.export.card import is_ours, model_card
+from m3d.export.folders import mark, whole_folder, without_paths
 from m3d.inference.checkpoints import resolve
 from m3d.recipes.checkpoints import read_manifest
 
@@ -67,17 +65,12 @@ def gather(name_or_path: str | Path, *, repo: str | None = None, metrics: Path |
     files: dict[str, Path | bytes] = {
         name: source / name for name in names if SHARED.fullmatch(name) and (source / name).is_file()
     }
-    files["config.json"] = _without_paths(source / "config.json")
+    files["config.json"] = without_paths(source / "config.json")
     if CARD not in files or metrics is not None:
         files[CARD] = model_card(source, repo=repo, metrics=metrics).encode()
-    if _is_ours(source):
+    if is_ours(read_manifest(source) or {}):
         files.setdefault(LICENCE_FILE, licence().encode())
     return Upload(source, files, tuple(name for name in names if name not in files))
-
-
-def _is_ours(source: Path) -> bool:
-    """Whether the weights were trained here: those that were converted keep the licence that they came with."""
-    return (read_manifest(source) or {}).get("stage") != "convert"
 
 
 def write_folder(upload: Upload, folder: Path, *, force: bool = False) -> Path:
@@ -99,6 +92,7 @@ def push_to_hub(
 ) -> str:
     """Push a checkpoint, or what `gather` made of it, to ``user/name`` in one commit; the commit's address.
 
+    Files of an older push that this one does not have are deleted in the same commit: weights of two pushes would mix.
     The token is that of ``hf auth login`` or ``$HF_TOKEN``. ``revision`` is a branch, made where it is not there.
 
     Raises:
@@ -107,12 +101,18 @@ def push_to_hub(
     check_repo(repo)
     upload = model if isinstance(model, Upload) else gather(model, repo=repo)
     hub = api or HfApi()
-    operations = [CommitOperationAdd(name, one) for name, one in sorted(upload.files.items())]
+    added = [CommitOperationAdd(name, one) for name, one in sorted(upload.files.items())]
 
     def push() -> str:
         hub.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             hub.create_branch(repo, branch=revision, exist_ok=True)
+        there = hub.list_repo_files(repo, revision=revision)
+        stale = [name for name in there if SHARED.fullmatch(name) and name not in upload.files]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *added,
+            *(CommitOperationDelete(name) for name in sorted(stale)),
+        ]
         message = f"{upload.source.name}, by m3d export"
         return str(hub.create_commit(repo, operations, commit_message=message, revision=revision).commit_url)
 
@@ -140,15 +140,3 @@ def _asked(push: Callable[[], str], repo: str) -> str:
         status = getattr(error.response, "status_code", None)
         remedy = "; log in with `hf auth login`, with a token that may write" if status in (401, 403) else ""
         raise ValueError(f"{repo}: the hub refused ({status}){remedy}") from error
-
-
-def _without_paths(path: Path) -> bytes:
-    """``config.json`` without the folders of the machine that it was trained on."""
-    fields = json.loads(path.read_text(encoding="utf-8"))
-
-    def clean(value: Any) -> Any:  # noqa: ANN401 - any JSON
-        if isinstance(value, dict):
-            return {name: clean(one) for name, one in value.items() if name != "_name_or_path"}
-        return value
-
-    return (json.dumps(clean(fields), indent=2) + "\n").encode()

@@ -208,7 +208,7 @@ class WriteMasksd(MapTransform):
         """Write every key's masks, whole files or none."""
         for key in self.key_iterator(dict(data)):
             masks: MetaTensor = data[key]
-            stem = Path(masks.meta["filename_or_obj"]).name.removesuffix(".gz").removesuffix(".nii")
+            stem = stem_of(masks.meta["filename_or_obj"])
             kinds = ["seg"] if len(masks) == 1 else distinct_slugs(self.structures)
             for kind, mask in zip(kinds, masks.as_tensor().numpy(), strict=True):
                 like = Volume(np.zeros(mask.shape, np.float32), np.asarray(masks.affine))
@@ -236,6 +236,7 @@ def scans(image: str | Sequence[str] | None, dataset_dir: str | Path) -> list[di
 
     Raises:
         FileNotFoundError: There is none.
+        ValueError: Two have the same name, so that the mask of one would replace the other's.
     """
     named = [image] if isinstance(image, str | Path) else list(image or [])
     found = [Path(one) for one in named] or sorted(Path(dataset_dir).glob("*.nii*"))
@@ -243,4 +244,12 @@ def scans(image: str | Sequence[str] | None, dataset_dir: str | Path) -> list[di
     if missing or not found:
         what = f"{missing[0]}: no such scan" if missing else f"{dataset_dir}: no *.nii or *.nii.gz here"
         raise FileNotFoundError(f"{what}; name one with --image, or a folder of them with --dataset_dir")
+    stems = [stem_of(path) for path in found]
+    if twice := [path for path, stem in zip(found, stems, strict=True) if stems.count(stem) > 1]:
+        raise ValueError(f"{twice[0]} and {twice[1]} have the same name, and masks are named so; draw them apart")
     return [{"image": str(path)} for path in found]
+
+
+def stem_of(path: str | Path) -> str:
+    """A scan's file name without .nii or .nii.gz."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".nii")

@@ -238,8 +238,9 @@ HOW = {
         "similarities itself, as that code uses it."
     ),
     "segvol": (
-        "LaMed's `--pretrain_seg_module` and SegVol read a file of torch's: "
-        "`torch.save(safetensors.torch.load_file('model.safetensors'), 'pytorch_model.bin')` makes one."
+        "LaMed's `--pretrain_seg_module` and SegVol read a file of torch's. This makes one: "
+        "`torch.save({k: v for f in glob.glob('model*.safetensors') for k, v in "
+        "safetensors.torch.load_file(f).items()}, 'pytorch_model.bin')`."
     ),
 }
 FOOTER = "Written by `m3d export`. For research, not for clinical use."

@@ -3,13 +3,15 @@
 import errno
 import hashlib
 import json
+import os
 import pickle
+import shutil
 from collections import namedtuple
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from data_prep.preprocess import Preprocess
 from m3d.convert import shards
@@ -86,6 +88,26 @@ def test_what_was_begun_otherwise_is_not_mixed_in(tmp_path, monkeypatch):
     )
 
 
+def test_another_checkpoint_of_the_same_name_size_and_time_is_not_mixed_in(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    first, second = released.lamed(tmp_path / "a" / "theirs"), tmp_path / "b" / "theirs"
+    shutil.copytree(first, second)
+    for path in second.glob("*.safetensors"):
+        own = path.stat()
+        state = {name: tensor + 1 for name, tensor in load_file(path).items()}
+        save_file(state, path, metadata={"format": "pt"})
+        os.utime(path, ns=(own.st_atime_ns, own.st_mtime_ns))
+    ours = tmp_path / "ours"
+    with monkeypatch.context() as patched:
+        stopped_after(patched, 2)
+        with pytest.raises(KeyboardInterrupt):
+            convert(first, ours, SMALL, largest_shard=LARGEST)
+    convert(second, ours, SMALL, largest_shard=LARGEST)
+    convert(second, tmp_path / "whole", SMALL, largest_shard=LARGEST)
+    for path in ours.glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
 def test_the_manifest_has_the_hash_of_every_file_read_and_written(tmp_path):
     theirs = released.lamed(tmp_path / "theirs")
     done = convert(theirs, tmp_path / "ours", SMALL, largest_shard=LARGEST, origin={"revision": "abc"})
@@ -140,9 +162,13 @@ def test_only_a_checkpoint_is_replaced_and_only_when_asked(tmp_path):
     diary = tmp_path / "diary"
     diary.mkdir()
     (diary / "monday.txt").write_text("dear diary")
-    with pytest.raises(ValueError, match="is no checkpoint folder"):
+    with pytest.raises(ValueError, match="is no earlier conversion"):
         convert(theirs, diary, SMALL, force=True)
     assert (diary / "monday.txt").read_text() == "dear diary"
+    (ours / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"1 files that no conversion wrote, such as notes\.txt"):
+        convert(theirs, ours, SMALL, force=True)
+    assert (ours / "notes.txt").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["diary", "ours", "theirs"]
 
 

@@ -202,3 +202,18 @@ def test_monais_own_command_draws_it(bundle: Path, ct: Path, tmp_path: Path):
     assert written.name == "ct_seg.nii.gz" and np.array_equal(image.affine, nib.load(ct).affine)
     mask = np.asarray(image.dataobj)
     assert mask.any() and np.array_equal(mask, draw(bundle, ct, structures=["mandible"])[0])
+
+
+def test_two_scans_of_one_name_are_refused_before_one_mask_replaces_the_other(tmp_path: Path):
+    for patient in ("p1", "p2"):
+        (tmp_path / patient).mkdir()
+        (tmp_path / patient / "ct.nii.gz").touch()
+    with pytest.raises(ValueError, match="have the same name"):
+        scans([str(tmp_path / patient / "ct.nii.gz") for patient in ("p1", "p2")], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["$__import__('os')", "@network", "%other.json"])
+def test_names_that_monai_would_evaluate_are_refused(tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match="MONAI would evaluate it"):
+        export_bundle(resolve("m3d-tiny"), tmp_path / "bundle", ["mandible", name])
+    assert not (tmp_path / "bundle").exists()

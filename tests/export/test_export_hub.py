@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, constants
 
 import m3d
 from data_prep.preprocess import Preprocess
+from m3d.export.card import _learned, is_ours
 from m3d.export.hub import gather, push_to_hub, write_folder
 from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol
 from m3d.recipes.checkpoints import fingerprint
@@ -144,6 +145,11 @@ class StandIn(BaseHTTPRequestHandler):
     asked: list[tuple[str, str, dict]]
     refuse = False
 
+    def do_GET(self) -> None:
+        """What the repository holds."""
+        files = [{"type": "file", "path": path, "size": 1, "oid": "0"} for path in self.kept]
+        return self.say({"error": "no"}, 403) if self.refuse else self.say(files)
+
     def do_POST(self) -> None:
         """Create, preupload, commit."""
         raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -162,11 +168,14 @@ class StandIn(BaseHTTPRequestHandler):
             )
         if "/commit/" in self.path:
             for line in lines[1:]:
-                self.kept[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del self.kept[line["value"]["path"]]
+                else:
+                    self.kept[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             return self.say({"commitUrl": f"{address}/commit/abc", "commitOid": "abc"})
         return self.say({"url": address, "name": "jane/m3d-micro"})
 
-    def say(self, content: dict, status: int = 200) -> None:
+    def say(self, content: dict | list, status: int = 200) -> None:
         """Answer in JSON."""
         body = json.dumps(content).encode()
         self.send_response(status)
@@ -203,6 +212,10 @@ def test_a_push_is_one_commit_that_loads_back(checkpoint: Path, hub, tmp_path: P
     assert created["name"] == "m3d-micro" and created["organization"] == "jane"
     assert created.get("private") is True or created.get("visibility") == "private"
 
+    stand_in.kept |= {"model-00001-of-00002.safetensors": b"an older push", "notes.txt": b"theirs"}
+    push_to_hub(checkpoint, "jane/m3d-micro", api=api)
+    assert "model-00001-of-00002.safetensors" not in stand_in.kept and stand_in.kept.pop("notes.txt") == b"theirs"
+
     expected = gather(checkpoint, repo="jane/m3d-micro").files
     assert stand_in.kept == {n: one if isinstance(one, bytes) else one.read_bytes() for n, one in expected.items()}
     folder = tmp_path / "downloaded"
@@ -225,6 +238,5 @@ def test_a_refusal_says_what_to_do_and_a_name_is_checked_first(checkpoint: Path,
 
 
 def test_notes_of_a_conversion_are_a_list_and_its_licence_is_not_ours():
-    from m3d.export.card import _learned
-
+    assert (is_ours({"stage": "convert"}), is_ours({"stage": "merge"})) == (False, True)
     assert "- folded in" in _learned({"notes": ["folded in"], "data": [{"store": "s", "images": 1, "records": 2}]})

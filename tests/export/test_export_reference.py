@@ -13,7 +13,7 @@ from data_prep.preprocess import Preprocess
 from encoders.published import rename as rename_clip
 from m3d.convert.layouts import Options
 from m3d.convert.run import UNUSED, convert
-from m3d.export.folders import MARKER, stream_weights
+from m3d.export.folders import MARKER, stream_weights, whole_folder
 from m3d.export.names import to_clip, to_lamed, to_segvol
 from m3d.export.reference import export_clip, export_lamed, export_segvol
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
@@ -141,7 +141,21 @@ def test_an_export_is_replaced_only_when_asked_and_nothing_else_is(lamed: Path, 
     with pytest.raises(ValueError, match="no earlier export"):
         export_lamed(lamed, tmp_path / "work", force=True)
     assert (tmp_path / "work" / "thesis.txt").read_text() == "years"
+    (theirs / "eval").mkdir()
+    (theirs / "eval" / "mask.txt").write_text("hours")
+    with pytest.raises(ValueError, match=r"1 files that no export wrote, such as eval/mask\.txt"):
+        export_lamed(lamed, theirs, force=True)
+    assert (theirs / "eval" / "mask.txt").read_text() == "hours"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["theirs", "work"]  # no half-written folder
+
+
+def test_what_appears_meanwhile_is_not_replaced_either(tmp_path: Path):
+    folder = tmp_path / "theirs"
+    with pytest.raises(FileExistsError, match="--force"), whole_folder(folder, force=False) as partial:
+        (partial / "config.json").write_text("{}")
+        folder.mkdir()
+        (folder / "mine.txt").write_text("mine")
+    assert (folder / "mine.txt").read_text() == "mine"
 
 
 def test_a_broken_file_leaves_nothing(lamed: Path, tmp_path: Path):
