@@ -10,7 +10,6 @@ import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -248,15 +247,11 @@ def _manifest(manifest: dict[str, Any]) -> str:
 
 
 def _memory() -> str:
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return "memory unknown"
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if sys.platform == "linux" and meminfo.is_file():
-        found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="utf-8"))
-        if found:
-            return f"{_gigabytes(int(found.group(1)) * 1024)} free of {_gigabytes(total)} memory"
-    return f"{_gigabytes(total)} memory"
+    import psutil  # type: ignore[import-untyped]
+
+    from m3d.memory import available_memory
+
+    return f"{_gigabytes(available_memory())} free of {_gigabytes(psutil.virtual_memory().total)} memory"
 
 
 def _gigabytes(count: float) -> str:

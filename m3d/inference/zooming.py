@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data_prep.preprocess import Prepared, rescale
 from data_prep.steps import sampled
 from data_prep.way import Way
-from m3d.inference.memory import available_memory
+from m3d.memory import available_memory
 from m3d.models import M3DForConditionalGeneration
 from segvol_head import Prompts
 from segvol_head.prompts import box_of

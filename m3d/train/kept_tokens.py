@@ -5,9 +5,10 @@
 import os
 from collections.abc import Sequence
 
-import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor, nn
+
+from m3d.memory import available_memory
 
 GIB = 2**30
 BYTES = 2  # a number of bfloat16
@@ -48,7 +49,7 @@ def refuse_large(volumes: int, looks: int, tokens: int, width: int) -> None:
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     needed = here * volumes * (looks + 1) * tokens * width * BYTES / GIB
-    free = psutil.virtual_memory().available / GIB
+    free = available_memory() / GIB
     if needed > free:
         raise ValueError(
             f"data.looks={looks} keeps {tokens} x {width} numbers of each of {volumes} volumes' pictures: "

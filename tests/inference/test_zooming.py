@@ -15,9 +15,9 @@ from data_prep.steps import Lattice, sampled
 from data_prep.volume import Volume, spl_affine
 from m3d.inference import zooming
 from m3d.inference.drawing import draw
-from m3d.inference.memory import available_memory
 from m3d.inference.scan import Scan
 from m3d.inference.zooming import ZoomIn, zoom_factor
+from m3d.memory import available_memory
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DSegConfig, M3DVisionConfig
 from segvol_head import Prompts
 
