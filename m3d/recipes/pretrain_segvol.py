@@ -116,8 +116,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse two answers to one question, and what would be passed over."""
-        if self.samples_every is not None and self.data.judged is None:
-            raise ValueError(f"samples_every={self.samples_every} needs volumes to show: set data.judged")
+        self.data.check_samples(self.samples_every)
         self.optim.refuse_seed()
         if self.vision_tower is not None and self.vision is not None:
             raise ValueError("vision_tower brings its sizes along: give vision_tower or vision, not both")

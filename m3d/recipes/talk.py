@@ -69,6 +69,13 @@ class StoresConfig:
         if self.most_judged < 2:
             raise ValueError(f"data.most_judged={self.most_judged} must be 2 or more: the spread of tokens needs two")
 
+    def check_samples(self, every: int | None) -> None:
+        """Refuse sample predictions (``samples_every``) of nothing, or every no steps."""
+        if every is not None and every < 1:
+            raise ValueError(f"samples_every={every} must be 1 or more; null writes none")
+        if every is not None and self.judged is None:
+            raise ValueError(f"samples_every={every} needs volumes to show: set data.judged")
+
     def groups(self) -> list[Group]:
         """The cases to learn from."""
         shares = self.shares or (1.0,) * len(self.stores)
@@ -170,8 +177,7 @@ class TalkConfig:
         self.optim.refuse_seed()
         if self.saved == "parts" and self.init.language_model is None:
             raise ValueError("saved=parts leaves the language model where it is: give its folder, init.language_model")
-        if self.samples_every is not None and self.data.judged is None:
-            raise ValueError(f"samples_every={self.samples_every} needs volumes to show: set data.judged")
+        self.data.check_samples(self.samples_every)
         half = self.init.dtype == "bfloat16" and not (self.engine.zero_stage and self.optim.bf16)
         if half and self.parts.language_model == "full":
             raise ValueError(

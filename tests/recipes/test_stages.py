@@ -357,6 +357,8 @@ def test_what_could_only_fail_later_is_refused_now(runs, phantom_store, tmp_path
         dataclasses.replace(config.data, weights={"reprot": 1.0})
     with pytest.raises(ValueError, match=r"samples_every=5 needs volumes to show"):
         dataclasses.replace(config, samples_every=5, data=dataclasses.replace(config.data, judged=None))
+    with pytest.raises(ValueError, match=r"samples_every=0 must be 1 or more; null writes none"):
+        dataclasses.replace(config, samples_every=0)
     half = dataclasses.replace(config.init, dtype="bfloat16")
     with pytest.raises(ValueError, match=r"small steps would be rounded away; take init.dtype=float32"):
         dataclasses.replace(config, init=half, parts=dataclasses.replace(config.parts, language_model="full"))
