@@ -4,22 +4,20 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from data_prep.preprocess import MinMax, Preprocess
 from data_prep.record import Evidence
-from data_prep.volume import Volume, spl_affine
 from m3d.models import M3DConfig, M3DForConditionalGeneration, M3DProcessor, M3DSegConfig, M3DVisionConfig
 from m3d.models.processing import IGNORED, add_m3d_tokens, encode_exchange
 from m3d.tasks.base import Rendered
 from m3d.tasks.evidence import measure_first
 from m3d.train.objective import LossWeights, TalkAndDraw
+from tests.fixtures.small_scan import GRID, block_scan
 from tests.fixtures.small_words import words_tokenizer
 
-GRID = (8, 16, 24)
 LESSONS = {
     "Segment the block.": "Here is the block [SEG].",
     "Segment the ghost.": "There is no ghost in this scan.",
@@ -53,14 +51,6 @@ def lessons_tokenizer() -> PreTrainedTokenizerFast:
     texts = [f"{prompt} {answer}" for prompt, answer in LESSONS.items()]
     texts += [f"{prompt} {said.answer}" for seed in range(9) for prompt, said in measured_lessons(random.Random(seed))]
     return words_tokenizer(texts)
-
-
-def block_scan() -> Volume:
-    """A bright block in noise, on the grid's own voxels."""
-    array = np.random.default_rng(0).random(GRID, np.float32) * 0.2
-    array[2:6, 4:12, 6:12] += 0.8
-    array[0, 0, 0], array[-1, -1, -1] = 0.0, 1.0
-    return Volume(array, spl_affine((4.0, 2.0, 2.0)))
 
 
 def lesson_batch(processor: M3DProcessor, step: int) -> dict[str, Any]:

@@ -11,24 +11,14 @@ import pytest
 import torch
 
 import m3d
-from data_prep.volume import Volume
 from m3d.inference.checkpoints import weights_sha256
 from m3d.inference.label_map import write_label_map
 from m3d.inference.presence import PRESENCE_NAME, WEIGHED, Presence, Signs, Usual, fit, read_presence, signs_of, weighed
 from m3d.models.modeling import NO_HEAD
+from tests.fixtures.small_scan import block_scan
 
-GRID = (8, 16, 24)
 PLAIN = Signs(said=0.0, peak=0.0, extent=0.0, inside=0.5, grey=0.5)
 BY_WORDS = dict(zip(WEIGHED, (1.0, 0.0, 0.0, 0.0, 0.0), strict=True))
-
-
-def block_scan() -> Volume:
-    array = np.random.default_rng(0).random(GRID, np.float32) * 0.2
-    array[2:6, 4:12, 6:12] += 0.8
-    array[0, 0, 0], array[-1, -1, -1] = 0.0, 1.0
-    affine = np.zeros((4, 4))
-    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = 4.0, -2.0, -2.0, 1.0
-    return Volume(array, affine)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,7 @@ from m3d.inference.talking import _written
 from m3d.models.box_head import number_reader
 from m3d.models.processing import encode_exchange
 from m3d.tasks.evidence import Asking, value_words
-
-GRID = (8, 16, 24)
+from tests.fixtures.small_scan import GRID, block_scan
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -34,15 +33,6 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def model(taught):
     return m3d.load(taught, device="cpu")
-
-
-def block_scan() -> Volume:
-    array = np.random.default_rng(0).random(GRID, np.float32) * 0.2
-    array[2:6, 4:12, 6:12] += 0.8
-    array[0, 0, 0], array[-1, -1, -1] = 0.0, 1.0
-    affine = np.zeros((4, 4))
-    affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = 4.0, -2.0, -2.0, 1.0
-    return Volume(array, affine)
 
 
 @pytest.fixture(scope="module")
