@@ -131,16 +131,42 @@ def test_no_run_and_too_few_labels_are_refused():
 # --- published numbers ---
 
 
+def printed(source: str) -> dict[tuple[str, str, str], float]:
+    found = (number_ for number_ in published_numbers() if number_.paper.startswith(source))
+    return {(number_.task, number_.metric, number_.model): round(100 * number_.value, 2) for number_ in found}
+
+
 def test_published_numbers_are_those_of_the_abstract_of_med3dvlm():
     # "61.00% R@1 on 2,000 samples (19.10%)", METEOR "36.42% (vs. 14.38%)", open VQA METEOR "36.76% (vs. 33.58%)",
     # closed-ended accuracy "79.95% (vs. 75.78%)": arXiv 2503.20047v2
-    assert {(number_.task, number_.model): round(100 * number_.value, 2) for number_ in published_numbers()} == {
-        ("retrieval", "Med3DVLM"): 61.0, ("retrieval", "M3D-LaMed"): 19.1,
-        ("report", "Med3DVLM"): 36.42, ("report", "M3D-LaMed"): 14.38,
-        ("vqa.open", "Med3DVLM"): 36.76, ("vqa.open", "M3D-LaMed"): 33.58,
-        ("vqa.closed", "Med3DVLM"): 79.95, ("vqa.closed", "M3D-LaMed"): 75.78,
+    assert printed("Med3DVLM") == {
+        ("retrieval", "R@1", "Med3DVLM"): 61.0, ("retrieval", "R@1", "M3D-LaMed"): 19.1,
+        ("report", "METEOR", "Med3DVLM"): 36.42, ("report", "METEOR", "M3D-LaMed"): 14.38,
+        ("vqa.open", "METEOR", "Med3DVLM"): 36.76, ("vqa.open", "METEOR", "M3D-LaMed"): 33.58,
+        ("vqa.closed", "accuracy", "Med3DVLM"): 79.95, ("vqa.closed", "accuracy", "M3D-LaMed"): 75.78,
     }  # fmt: skip
-    assert all("arXiv" in number_.where and number_.protocol and number_.data for number_ in published_numbers())
+
+
+def test_published_numbers_are_those_of_the_table_of_medm_vl():
+    # README of MSIIP/MedM-VL, table 1; METEOR and accuracy of M3D-LaMed there are those of the abstract above
+    heads = [("report", name) for name in ("BLEU-1", "ROUGE-1", "METEOR")] + [("vqa.closed", "accuracy")]
+    heads += [("vqa.open", name) for name in ("BLEU-1", "ROUGE-1", "METEOR")]
+    table = {
+        "RadFM": (12.23, 16.49, 11.57, 19.79, 16.39, 26.13, 21.33),
+        "M3D-LaMed": (15.15, 19.55, 14.38, 75.78, 49.38, 52.39, 33.58),
+        "MedM-VL": (49.81, 52.45, 49.27, 80.12, 56.56, 59.96, 39.75),
+    }
+    cells = {(*head, model): value for model, row in table.items() for head, value in zip(heads, row, strict=True)}
+    repeated = {key for key in printed("Med3DVLM") if key[2] == "M3D-LaMed"} & set(cells)
+    assert len(repeated) == 3 and all(printed("Med3DVLM")[key] == cells[key] for key in repeated)
+    assert printed("MedM-VL") == {key: value for key, value in cells.items() if key not in repeated}
+    others = [number_ for number_ in published_numbers() if number_.paper.startswith("MedM-VL")]
+    assert all(("copied" in number_.note) == (number_.model != "MedM-VL") for number_ in others)
+
+
+def test_every_published_number_says_where_it_stands_and_how_it_was_taken():
+    assert all("arXiv" in number_.where + number_.paper and number_.data for number_ in published_numbers())
+    assert {number_.protocol for number_ in published_numbers()} == {"m3d"}
 
 
 def test_published_numbers_stand_only_beside_the_same_task_and_metric():
@@ -150,6 +176,8 @@ def test_published_numbers_stand_only_beside_the_same_task_and_metric():
         ("report", "METEOR", "m3d-tiny", "0.500 [0.400, 0.600]"),
         ("report", "METEOR", "Med3DVLM [1]", "0.3642"),
         ("report", "METEOR", "M3D-LaMed [1]", "0.1438"),
+        ("report", "METEOR", "MedM-VL [2]", "0.4927"),
+        ("report", "METEOR", "RadFM [3]", "0.1157"),
         ("report", "CIDEr", "m3d-tiny", "0.500 [0.400, 0.600]"),
         ("reg", "METEOR", "m3d-tiny", "0.500 [0.400, 0.600]"),
     ]  # fmt: skip
