@@ -10,11 +10,11 @@ from transformers import AutoConfig
 
 from data_prep.preprocess import Preprocess
 from m3d.models import M3DConfig
-from m3d.recipes.checkpoints import fingerprint, read_manifest
+from m3d.recipes.checkpoints import fingerprint, others_weights, read_manifest
 
 TAGS = ("medical", "ct", "3d", "vision-language", "segmentation", "m3d-lamed")
 TASK, LICENCE = "image-text-to-text", "apache-2.0"
-CONVERTED = "Converted from `{source}`, by `m3d convert`: its authors' licence holds for these weights; name it here."
+OTHERS = "Its weights go back to {names}, whose authors' licence holds for them; name it here."
 NAMES = {  # rows of benchmarks/tiny_accuracy.py that a card shows, and what they are called there
     "dice/mean": ("Dice by name, all structures", "dice"),
     "iou/mean": ("box IoU, all structures", "iou"),
@@ -31,12 +31,14 @@ def model_card(source: Path, *, repo: str | None = None, metrics: Path | None = 
     Raises:
         ValueError: ``metrics`` is another model's.
     """
-    manifest = read_manifest(source) or {}
+    found = read_manifest(source)
+    manifest = found or {}
     measured = {} if metrics is None else read_metrics(metrics, source)
     name = str(manifest.get("name") or source.name)
+    others = others_weights(found, name)
     head = ModelCardData(
         language=["en"],
-        license=LICENCE if is_ours(manifest) else "other",
+        license="other" if others else LICENCE,
         library_name="m3d-lamed",
         pipeline_tag=TASK,
         tags=list(TAGS),
@@ -48,7 +50,7 @@ def model_card(source: Path, *, repo: str | None = None, metrics: Path | None = 
         f"# {name}",
         "**Not for clinical use.** For research: it may draw, measure and say what is not so.",
         _what(source, manifest),
-        None if is_ours(manifest) else CONVERTED.format(source=(manifest.get("source") or {}).get("name", "another")),
+        OTHERS.format(names=", ".join(f"`{other}`" for other in others)) if others else None,
         _use(repo),
         _learned(manifest),
         _scores(measured, manifest),
@@ -56,11 +58,6 @@ def model_card(source: Path, *, repo: str | None = None, metrics: Path | None = 
         _made(manifest),
     ]
     return f"---\n{head.to_yaml()}\n---\n\n" + "\n\n".join(part for part in sections if part) + "\n"
-
-
-def is_ours(manifest: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was trained by this package; one that it converted keeps the licence that it came with."""
-    return manifest.get("stage") != "convert"
 
 
 def read_metrics(path: Path, source: Path) -> dict[str, Mapping[str, Any]]:

@@ -10,10 +10,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from m3d.export.bundle import licence
-from m3d.export.card import is_ours, model_card
+from m3d.export.card import model_card
 from m3d.export.folders import mark, whole_folder, without_paths
 from m3d.inference.checkpoints import resolve
-from m3d.recipes.checkpoints import read_manifest
+from m3d.recipes.checkpoints import others_weights, read_manifest
 
 CARD, LICENCE_FILE = "README.md", "LICENSE"
 SHARED = re.compile(
@@ -68,7 +68,7 @@ def gather(name_or_path: str | Path, *, repo: str | None = None, metrics: Path |
     files["config.json"] = without_paths(source / "config.json")
     if CARD not in files or metrics is not None:
         files[CARD] = model_card(source, repo=repo, metrics=metrics).encode()
-    if is_ours(read_manifest(source) or {}):
+    if not others_weights(read_manifest(source), source.name):
         files.setdefault(LICENCE_FILE, licence().encode())
     return Upload(source, files, tuple(name for name in names if name not in files))
 

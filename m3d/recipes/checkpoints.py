@@ -123,11 +123,29 @@ def fingerprint(folder: Path | str) -> str:
     return digest.hexdigest()
 
 
-def parent_facts(folders: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
-    """The checkpoints that a stage begins from, by their role: name and fingerprint."""
+def parent_facts(folders: Mapping[str, str | None]) -> dict[str, dict[str, Any]]:
+    """The checkpoints that a stage begins from, by their role: name, fingerprint, and whose weights they go back to."""
     return {
-        role: {"name": _name(Path(folder)), "sha256": fingerprint(folder)} for role, folder in folders.items() if folder
+        role: {
+            "name": _name(Path(folder)),
+            "sha256": fingerprint(folder),
+            "others": others_weights(read_manifest(folder), _name(Path(folder))),
+        }
+        for role, folder in folders.items()
+        if folder
     }
+
+
+def others_weights(manifest: Mapping[str, Any] | None, name: str) -> list[str]:
+    """Whose weights a checkpoint goes back to that this package did not train; their licences hold for it, too.
+
+    A folder without a manifest is somebody else's, ``name``; so is what was converted, or taken out of a package.
+    """
+    if manifest is None:
+        return [name]
+    if manifest.get("stage") in ("convert", "take_words"):
+        return [str((manifest.get("source") or {}).get("name") or manifest.get("from") or name)]
+    return sorted({other for parent in (manifest.get("parents") or {}).values() for other in parent.get("others", [])})
 
 
 def _name(folder: Path) -> str:

