@@ -27,7 +27,9 @@ from data_prep.atomic import atomic_path
 from data_prep.case import Case
 from data_prep.openkbp import cases, read_case
 from m3d.config import find_config, load_config
+from m3d.inference.checkpoints import resolve
 from m3d.recipes import finetune
+from m3d.recipes.checkpoints import fingerprint
 
 HOME = Path(__file__).parents[1]
 RESULT, WORK = HOME / "benchmarks" / "results" / "finetune.json", HOME / "runs" / "finetune_benchmark"
@@ -62,6 +64,7 @@ def main() -> None:
         + (f" --steps {arguments.steps}" if arguments.steps is not None else ""),
         **machine_facts(),
         "checkpoint": Path(arguments.checkpoint).name,
+        "fingerprint": fingerprint(resolve(arguments.checkpoint)),
         "patients": len(patients),
         "held_out": len({row["case"] for row in found["after"]["rows"]}),
         "steps": manifest["steps"],

@@ -2,7 +2,8 @@
 
 python benchmarks/write_tables.py          # rewrites the marked blocks of README.md, MODEL_CARD.md and docs/
 
-What has not been measured is left out, and the text says so.
+What has not been measured is left out, and the text says so; also where a table is of earlier weights than those that
+ship.
 """
 
 import json
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from m3d.bench.table import markdown_table, sheet
+from m3d.inference.checkpoints import resolve
+from m3d.recipes.checkpoints import fingerprint
 
 HOME = Path(__file__).parents[1]
 RESULTS = HOME / "benchmarks" / "results"
@@ -44,6 +47,8 @@ CLICKS = (1, 3, 5)  # after how many clicks Dice is told
 TIMES_CHANCE = 4.0  # what retrieval should reach
 WAYS = {"volume_to_text": "scan to text", "text_to_volume": "text to scan"}
 Metrics = Mapping[str, Mapping[str, Any]]
+EARLIER = "Measured with earlier weights of `{model}` than those that ship."
+_weights_read: list[tuple[str, str | None]] = []  # models and fingerprints of the results of a table
 
 
 def read(name: str) -> dict[str, Any]:
@@ -53,7 +58,23 @@ def read(name: str) -> dict[str, Any]:
         FileNotFoundError: It has not been measured.
     """
     found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    _weights_read.append(weights_of(found))
     return found
+
+
+def weights_of(result: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The model that a result is of, and its fingerprint where it says it."""
+    model = result.get("model") or result.get("checkpoint") or ""
+    if isinstance(model, Mapping):
+        return str(model["id"]), model.get("fingerprint")
+    return str(model), result.get("fingerprint")
+
+
+def told_age(weights: Sequence[tuple[str, str | None]]) -> str:
+    """That some of these are not the weights that ship; empty where all are, or are of models that do not."""
+    shipped = fingerprint(resolve(MODELS[0]))
+    old = any(model == MODELS[0] and found not in (None, shipped) for model, found in weights)
+    return EARLIER.format(model=MODELS[0]) if old else ""
 
 
 def there(name: str) -> dict[str, Any] | None:
@@ -609,8 +630,11 @@ def rewrite(text: str) -> str:
     for name, table in BLOCKS.items():
         block = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
         if block.search(text):
+            _weights_read.clear()
             try:
                 told = table()
+                if age := told_age(_weights_read):
+                    told += f"\n\n{age}"
             except FileNotFoundError as error:
                 told = f"Not measured yet: `benchmarks/results/{Path(str(error.filename)).name}` is not there."
                 print(f"{name}: {told}")

@@ -5,6 +5,9 @@ import json
 import pytest
 import write_tables
 
+from m3d.inference.checkpoints import resolve
+from m3d.recipes.checkpoints import fingerprint
+
 DOCUMENT = (
     "# Card\n\n<!-- accuracy -->\nold\n<!-- /accuracy -->\n\nbetween\n\n<!-- structures --><!-- /structures -->\n"
 )
@@ -102,6 +105,15 @@ def test_questions_and_retrieval(results):
     results(accuracy_m3d__tiny=result("m3d-tiny", 0.61), retrieval_tiny=retrieval())
     assert lines_of(write_tables.questions(), "| volume | 21 | 0.25 | 0.50 (0.45 to 0.55) | 0.25")
     assert "0.90 (0.85 to 0.95), chance 0.238" in lines_of(write_tables.retrieval(), "| openkbp | 21 of 21 | scan")[0]
+
+
+def test_a_table_of_earlier_weights_says_so(results):
+    shipped = fingerprint(resolve("m3d-tiny"))
+    told = write_tables.EARLIER.format(model="m3d-tiny")
+    for found, old in ((shipped, 0), ("0" * 64, 1)):
+        results(accuracy_m3d__tiny={**result("m3d-tiny", 0.61), "fingerprint": found})
+        assert write_tables.rewrite("<!-- accuracy --><!-- /accuracy -->").count(told) == old
+    assert write_tables.weights_of({"model": {"id": "m3d-tiny", "fingerprint": "ab"}}) == ("m3d-tiny", "ab")
 
 
 def test_every_marker_of_the_documents_is_known():
