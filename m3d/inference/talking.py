@@ -26,7 +26,7 @@ from m3d.models.processing import BOX_END, BOX_START, IGNORED, SEG_TOKEN, encode
 from m3d.models.seg_token import find_seg_tokens
 from m3d.tasks.base import Phrases
 from m3d.tasks.codecs import Frac3
-from m3d.tasks.evidence import Asking, answer_of, value_words
+from m3d.tasks.evidence import Asking, answer_of, lettered, value_words
 from m3d.tasks.segmentation import named_masks
 
 if TYPE_CHECKING:
@@ -60,8 +60,9 @@ class NoMask(ValueError):
 class Spoken:
     """An answer: its words, and for each ``[SEG]`` in them what it tells the mask head, ``(M, C)``.
 
-    Where the model has a box head, the digits of boxes are written from it. ``measured`` and ``masks`` are the evidence
-    that it gave first, as it said it in ``evidence``; ``notes`` are what to beware of.
+    Where the model has a box head, the digits of boxes are written from it; the letter of a choice, from the words that
+    it was said in before. ``measured`` and ``masks`` are the evidence that it gave first, as it said it in
+    ``evidence``; ``notes`` are what to beware of.
     """
 
     text: str
@@ -107,7 +108,8 @@ def speak_all(scan: Scan, prompts: Sequence[str], max_new_tokens: int) -> list[S
         past=scan.prefix,
     )
     return [
-        _heard(sequence[None], evidence, max_new_tokens) for sequence, evidence in zip(sequences, told, strict=True)
+        _heard(sequence[None], prompt, evidence, max_new_tokens)
+        for sequence, prompt, evidence in zip(sequences, prompts, told, strict=True)
     ]
 
 
@@ -258,8 +260,8 @@ class _Evidence:
         return value_words(wanted, value)
 
 
-def _heard(sequence: Tensor, told: _Evidence, max_new_tokens: int) -> Spoken:
-    """What an answer, ``(1, T)`` with its prompt, says and prompts."""
+def _heard(sequence: Tensor, prompt: str, told: _Evidence, max_new_tokens: int) -> Spoken:
+    """What an answer, ``(1, T)`` behind the tokens of its prompt, says and prompts."""
     scan, asked = told.scan, told.asked
     model, tokenizer = scan.model, scan.processor.tokenizer
     answer, notes = sequence[0, asked:], list(told.notes)
@@ -273,6 +275,7 @@ def _heard(sequence: Tensor, told: _Evidence, max_new_tokens: int) -> Spoken:
             text = _written(text, read_boxes(model.box_head, states[said == model.config.box_start_token_id]))
     if told.found:
         evidence, text = answer_of(text)
+        text = lettered(text, evidence, prompt)
         prompts = None if prompts is None else prompts[evidence.count(SEG_TOKEN) :]
         prompts = prompts if prompts is not None and len(prompts) and text else None
         if not text:

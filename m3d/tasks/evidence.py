@@ -19,10 +19,20 @@ from data_prep.record import Evidence
 from m3d.tasks.base import Rendered
 from m3d.tasks.naming import SEG
 
-__all__ = ["ANSWER", "NOT_SEEN", "Asking", "answer_of", "asking", "measure_first", "value_words", "words_of"]
+__all__ = [
+    "ANSWER",
+    "NOT_SEEN",
+    "Asking",
+    "answer_of",
+    "asking",
+    "lettered",
+    "measure_first",
+    "value_words",
+    "words_of",
+]
 
 NOT_SEEN = "not seen"
-ANSWER = "Answer:"
+ANSWER, SO = "Answer:", ", so "
 _ASKING = re.compile(rf"(?:^|;)\s*([^;:]*?)\s*\b({'|'.join(map(re.escape, MEASURES))}):$")
 
 
@@ -63,7 +73,7 @@ def measure_first(said: Rendered, evidence: Sequence[Evidence], *, seen: bool = 
         given.append((len(text), len(text) + 1 + len(value)))
         text += f" {value}"
         masks += one.names
-    so = f", so {said.chosen}" if said.chosen else ""
+    so = f"{SO}{said.chosen}" if said.chosen else ""
     return replace(said, answer=f"{text}{so}. {ANSWER} {said.answer}", masks=(*masks, *said.masks), given=tuple(given))
 
 
@@ -89,6 +99,19 @@ def answer_of(text: str) -> tuple[str, str]:
     if first is None or asking(before[: first.end()]) is None:
         return "", text
     return before.strip().removesuffix("."), after.strip() if found else ""
+
+
+def lettered(answer: str, evidence: str, prompt: str) -> str:
+    """A choice with the letter that its words have in the prompt, where the evidence ends with these words.
+
+    The words decide: they come first, and say what follows from the values. Without them, with words that are no
+    option, or those of two, and where no letter was chosen, the answer stays as it is.
+    """
+    _, found, words = evidence.rpartition(SO)
+    if not found or not re.match(r"[A-Z]\.(?:\s|$)", answer):
+        return answer
+    letters = re.findall(rf"\b([A-Z])\. {re.escape(words)}(?= [A-Z]\. |\s*$)", prompt)
+    return f"{letters[0]}. {words}" if len(letters) == 1 else answer
 
 
 def words_of(evidence: Iterable[Evidence]) -> list[str]:

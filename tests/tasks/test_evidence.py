@@ -4,8 +4,8 @@ import pytest
 
 from data_prep.record import Evidence
 from m3d.tasks.base import Rendered
-from m3d.tasks.evidence import Asking, answer_of, asking, measure_first, value_words
-from m3d.tasks.vqa import ClosedVQA
+from m3d.tasks.evidence import Asking, answer_of, asking, lettered, measure_first, value_words
+from m3d.tasks.vqa import ClosedVQA, write_choices
 
 LEFT = Evidence(measure="volume", names=("left parotid",), value=24.4, unit="mL")
 RIGHT = Evidence(measure="volume", names=("right parotid",), value=22.0, unit="mL")
@@ -123,3 +123,19 @@ def test_what_is_no_measure_is_neither_asked_nor_taught():
     assert asking("left parotid [SEG], right parotid [SEG] higher by:") is None
     with pytest.raises(ValueError, match="prepare its store again"):
         measure_first(SAID, [before])
+
+
+def test_the_letter_of_a_choice_is_that_of_the_words_said_before():
+    prompt = write_choices("Which is larger, A. or B.?", ["larynx", "left parotid", "left parotid gland"])
+    before = "larynx [SEG], left parotid [SEG] larger: left parotid by 3 percent"
+    assert lettered("A. left parotid", f"{before}, so left parotid", prompt) == "B. left parotid"
+    assert lettered("B. left parotid", f"{before}, so left parotid", prompt) == "B. left parotid"
+    assert lettered("A. larynx", f"{before}, so left parotid gland", prompt) == "C. left parotid gland"
+    for answer, evidence, asked in (
+        ("A. larynx", before, prompt),  # nothing was said before
+        ("A. larynx", f"{before}, so parotid", prompt),  # no option
+        ("A. larynx", f"{before}, so larynx", write_choices("Which?", ["larynx", "larynx"])),  # two
+        ("left parotid", f"{before}, so larynx", prompt),  # no letter was chosen
+        ("about 3 mL", f"{before}, so 3 mL", "How large?"),
+    ):
+        assert lettered(answer, evidence, asked) == answer
