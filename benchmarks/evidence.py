@@ -26,7 +26,7 @@ from data_prep.derived.measures import MEASURES
 from m3d.recipes.checkpoints import fingerprint
 from m3d.tasks import TASKS, render
 from m3d.tasks.codecs import Frac3
-from m3d.tasks.evidence import ANSWER, measure_first
+from m3d.tasks.evidence import ANSWER, lettered, measure_first
 from m3d.tasks.vqa import ClosedVQA
 from m3d.train.cases import TrainingCase, stored
 
@@ -51,9 +51,10 @@ def read(model: m3d.M3D, case: TrainingCase) -> list[tuple[str, bool, bool]]:
             told = network.generate(
                 input_ids=ids, mm_encoder_outputs=features, max_new_tokens=MOST_TOKENS, do_sample=False
             )
-            _, _, answer = processor.tokenizer.decode(told[0, ids.shape[1] :], skip_special_tokens=True).partition(
+            before, _, answer = processor.tokenizer.decode(told[0, ids.shape[1] :], skip_special_tokens=True).partition(
                 ANSWER
             )
+            answer = lettered(answer.strip(), before.strip().removesuffix("."), said.prompt)
             right.append(ClosedVQA().parse(answer, Frac3(), options=options) == record.target.choice)
         found.append((record.subtask or "", *right))
     return found
