@@ -35,6 +35,7 @@ __all__ = [
     "sheet",
     "terminal",
     "terminal_table",
+    "unread_systems",
 ]
 
 Run = Mapping[str, Any]
@@ -200,12 +201,22 @@ def terminal_table(columns: Mapping[str, Sequence[str]], faint: Sequence[bool]) 
     return table
 
 
-@cache
 def published_numbers() -> tuple[Published, ...]:
     """What papers state, as ``published_numbers.yaml`` has it."""
-    text = (resources.files("m3d.bench") / "published_numbers.yaml").read_text(encoding="utf-8")
-    content = yaml.safe_load(text)
+    content = _publications()
     return tuple(_published(entry, content["sources"][entry["source"]]) for entry in content["numbers"])
+
+
+def unread_systems() -> dict[str, str]:
+    """Systems whose published numbers are not there, and why."""
+    return dict(_publications()["unread"])
+
+
+@cache
+def _publications() -> dict[str, Any]:
+    text = (resources.files("m3d.bench") / "published_numbers.yaml").read_text(encoding="utf-8")
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
@@ -293,6 +304,7 @@ def _notes(runs: Sequence[Run], names: Sequence[str], stated: Mapping[str, int])
     if any(f"({OTHER_DATA})" in text for text in stated):
         yield "Published numbers that are of other data: nothing follows from a difference to these runs."
     yield from (f"[{count}] {text}" for text, count in stated.items())
+    yield from (f"{system}: no published number could be read ({why})" for system, why in unread_systems().items())
     yield NOTICE
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from m3d.bench.scored import read_metrics, read_samples, statistics_of
-from m3d.bench.table import interval, labels_of, markdown, number, published_numbers, sheet, terminal
+from m3d.bench.table import interval, labels_of, markdown, number, published_numbers, sheet, terminal, unread_systems
 from m3d.cli.bench import table as command
 
 
@@ -83,7 +83,7 @@ def test_null_is_a_dash_and_a_column_of_nothing_is_left_out():
 
 def test_groups_are_shown_when_asked_and_their_mean_always_beside():
     dice = entry(0.6, mean_of_groups={"value": 0.7, "low": None, "high": None}, groups={"mandible": entry(0.8)})
-    run = run_of({"seg.sem": task(Dice=dice)})
+    run = run_of({"seg.ref": task(Dice=dice)})
     [row] = cells(markdown([run]))
     assert (row["value [95 % CI]"], row["mean of groups"]) == ("0.600 [0.400, 0.600]", "0.700")
     rows = cells(markdown([run], groups=True))
@@ -110,8 +110,8 @@ def test_runs_stand_beneath_each_other_metric_by_metric():
     two = run_of({"seg.sem": task(Dice=entry(0.7)), "rec.box3d": task(IoU=entry(0.2))}, model="smol")
     rows = cells(markdown([one, two]))
     assert [(row["task"], row["metric"][:-2], row["model"]) for row in rows] == [
-        ("seg.sem", "Dice", "tiny"), ("seg.sem", "Dice", "smol"), ("seg.sem", "NSD", "tiny"), ("reg", "BLEU", "tiny"),
-        ("rec.box3d", "IoU", "smol"),
+        ("seg.sem", "Dice", "tiny"), ("seg.sem", "Dice", "smol"), ("seg.sem", "Dice", "SegVol [1]"),
+        ("seg.sem", "NSD", "tiny"), ("reg", "BLEU", "tiny"), ("rec.box3d", "IoU", "smol"),
     ]  # fmt: skip
 
 
@@ -164,9 +164,35 @@ def test_published_numbers_are_those_of_the_table_of_medm_vl():
     assert all(("copied" in number_.note) == (number_.model != "MedM-VL") for number_ in others)
 
 
+def test_published_numbers_of_segvol_and_pmc_clip_are_those_that_others_measured():
+    # leaderboard.csv of MrGiovanni/Touchstone: "SegVol,Average,DSC,87.1,10"; doi 10.1371/journal.pone.0344978, table 1:
+    # "PMC-CLIP | Pretrained | 75.19 | 86.91 | 76.43 | 87.80", image to text and text to image, top-1 and top-2
+    [segvol] = [number_ for number_ in published_numbers() if number_.model == "SegVol"]
+    assert (segvol.value, segvol.data) == (pytest.approx(0.871), "Touchstone 1.0")
+    assert segvol.fits("seg.sem", "Dice") and not segvol.fits("seg.sem by point", "Dice")
+    beside = {
+        name: [number_.value for number_ in published_numbers() if number_.model == "PMC-CLIP" and
+               number_.fits("retrieval", name)]
+        for name in ("R@1 image to text, pool 1000", "R@1 IR, pool 1000", "R@1 text to image, pool 1000",
+                     "R@1 TR, pool 1000", "R@1 image to text, pool 21")
+    }  # fmt: skip
+    to_text, to_image = [pytest.approx(0.7519)], [pytest.approx(0.7643)]
+    assert list(beside.values()) == [to_text, to_text, to_image, to_image, []]
+
+
+def test_systems_without_a_readable_number_are_named_beneath():
+    assert set(unread_systems()) == {"UMIT"} and "arXiv 2503.15892" in unread_systems()["UMIT"]
+    assert any(note.startswith("UMIT: no published number could be read (arXiv") for note in sheet([run_of()]).notes)
+    assert not {number_.model for number_ in published_numbers()} & set(unread_systems())
+
+
 def test_every_published_number_says_where_it_stands_and_how_it_was_taken():
-    assert all("arXiv" in number_.where + number_.paper and number_.data for number_ in published_numbers())
-    assert {number_.protocol for number_ in published_numbers()} == {"m3d"}
+    sources = [number_.where + number_.paper for number_ in published_numbers()]
+    assert all("arXiv" in source or "doi" in source for source in sources)
+    assert all(number_.data and number_.note for number_ in published_numbers())
+    own = {number_.model for number_ in published_numbers() if number_.protocol == "own"}
+    assert own == {"SegVol", "PMC-CLIP"}
+    assert {number_.protocol for number_ in published_numbers()} == {"m3d", "own"}
 
 
 def test_published_numbers_stand_only_beside_the_same_task_and_metric():
@@ -187,7 +213,7 @@ def test_accuracy_by_likelihood_and_small_pools_are_not_comparable():
     closed = [number_ for number_ in published_numbers() if number_.task == "vqa.closed"]
     assert all(number_.fits("vqa.closed", "accuracy") for number_ in closed)
     assert not any(number_.fits("vqa.closed", "accuracy by likelihood") for number_ in closed)
-    pooled = [number_ for number_ in published_numbers() if number_.task == "retrieval"]
+    pooled = [number_ for number_ in published_numbers() if number_.task == "retrieval" and number_.data == "M3D-Cap"]
     for name in ("R@1 image to text, pool 2000", "R@1 TR, pool 2000"):
         assert all(number_.fits("retrieval", name) for number_ in pooled)
     for name in ("R@1 image to text, pool 100", "R@10 IR, pool 2000", "MRR image to text, pool 2000"):
