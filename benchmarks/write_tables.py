@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from m3d.bench.table import markdown_table, sheet
+from m3d.bench.table import markdown_table, published_numbers, sheet, unread_systems
 from m3d.inference.checkpoints import resolve
 from m3d.recipes.checkpoints import fingerprint
 
@@ -471,6 +471,23 @@ def bench_released() -> str:
     return bench_table([read(f"bench_{MODELS[0]}.m3d.json")])
 
 
+def bench_retrieval() -> str:
+    """The pair of towers that begins from the bundled model's, on all validation patients."""
+    return bench_table([read("bench_retrieval.json")])
+
+
+def published() -> str:
+    """What papers state, as it stands beside runs of the same task and metric."""
+    rows = [
+        [one.task, one.metric, one.model, f"{one.value:.4f}", one.protocol, f"{one.data}, {one.note}",
+         f"{one.paper}, {one.where}"]
+        for one in published_numbers()
+    ]  # fmt: skip
+    heads = ["task", "metric", "model", "value", "protocol", "data", "source"]
+    unread = [f"{system}: none could be read ({why})." for system, why in unread_systems().items()]
+    return "\n\n".join([markdown(heads, rows), *unread])
+
+
 def side_by_side() -> str:
     """Both models on the same few patients, the telling metrics of every task."""
     return bench_table([read(f"bench_few_{model}.json") for model in MODELS], TELLING)
@@ -608,6 +625,8 @@ BLOCKS = {
     "presence_structures": presence_structures,
     "bench": bench,
     "bench_released": bench_released,
+    "bench_retrieval": bench_retrieval,
+    "published": published,
     "bench_prompts": bench_prompts,
     "side_by_side": side_by_side,
     "bench_speed": bench_speed,

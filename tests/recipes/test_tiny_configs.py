@@ -17,7 +17,7 @@ def test_every_config_is_read_by_its_recipe(path):
 
 def test_the_chain_hands_every_stage_what_it_begins_from():
     links = list(chain.load(load_config(chain.Config, "configs/tiny/chain.yaml", ["root=/somewhere"])))
-    stages = ["pretrain_words", "pretrain_segvol", "align", "instruct", "merge", "pretrain_clip"]
+    stages = ["pretrain_words", "pretrain_segvol", "align", "instruct", "instruct", "merge", "pretrain_clip"]
     assert [stage for stage, _ in links] == stages
     made: list[str] = []
     for _, link in links:
