@@ -5,7 +5,6 @@ later stages take their vision tower from it. ``metrics.json`` in it says how we
 among each other, and the other way round.
 """
 
-import itertools
 import json
 import logging
 import math
@@ -36,7 +35,7 @@ from m3d.train.contrastive import START, ContrastiveConfig, ContrastivePair, ref
 from m3d.train.engines import Engine
 from m3d.train.kept_tokens import refuse_large
 from m3d.train.optim import OptimConfig
-from m3d.train.pairs import CaptionPairs, PairCollator, TextAugment, judged_pairs, paired
+from m3d.train.pairs import CaptionPairs, PairCollator, TextAugment, judged_text, judged_volume, paired
 from m3d.train.spread import Moments
 from m3d.train.text_towers import TextTower, TextTowerConfig, build_text_tower
 from m3d.train.trainer import M3DTrainer
@@ -195,21 +194,45 @@ def build(config: Config, texts: Iterator[str], preprocess: Preprocess) -> tuple
 # -- judgement --------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def embed(
-    model: VolumeTextCLIP, collate: PairCollator, cases: Sequence[TrainingCase], task: str, batch: int = 8
+    model: VolumeTextCLIP, collate: PairCollator, cases: Sequence[TrainingCase], task: str
 ) -> tuple[Tensor, Tensor, Moments]:
-    """Volumes and texts of a task as unit vectors ``(n, E)``, and the moments of what the vision tower saw."""
-    device, pairs = model.log_scale.device, judged_pairs(cases, task)
-    volumes, texts, moments = [], [], Moments()
-    while shown := list(itertools.islice(pairs, batch)):
-        given = {name: one.to(device) for name, one in collate(shown).items() if isinstance(one, Tensor)}
-        seen = model.vision_tower(given["pixel_values"])
+    """Volumes and texts of a task as unit vectors ``(n, E)``, and the moments of what the vision tower saw.
+
+    Cases without a text of the task are passed over.
+    """
+    told = telling(cases, task)
+    volumes, moments = look(model, told)
+    return volumes, read(model, collate, told, task), moments
+
+
+def telling(cases: Sequence[TrainingCase], task: str) -> list[TrainingCase]:
+    """Those that have a text of the task."""
+    return [case for case in cases if any(entry.task == task for entry in case.entries)]
+
+
+@torch.no_grad()
+def look(model: VolumeTextCLIP, cases: Sequence[TrainingCase], batch: int = 8) -> tuple[Tensor, Moments]:
+    """The volumes, unchanged, as unit vectors ``(n, E)``, and the moments of what the vision tower saw."""
+    volumes, moments = [torch.zeros(0, model.vision_projection.out_features)], Moments()
+    for some in batches(cases, batch):
+        seen = model.vision_tower(torch.stack([judged_volume(case) for case in some]).to(model.log_scale.device))
         moments.add(seen)
         volumes.append(model.embed_tokens(seen).float().cpu())
-        texts.append(model.embed_texts(given["input_ids"], given["attention_mask"]).float().cpu())
-    none = torch.zeros(0, model.vision_projection.out_features)
-    return torch.cat([none, *volumes]), torch.cat([none, *texts]), moments
+    return torch.cat(volumes), moments
+
+
+@torch.no_grad()
+def read(
+    model: VolumeTextCLIP, collate: PairCollator, cases: Sequence[TrainingCase], task: str, batch: int = 8
+) -> Tensor:
+    """Each case's first text of a task as a unit vector ``(n, E)``."""
+    texts = [torch.zeros(0, model.vision_projection.out_features)]
+    for some in batches(cases, batch):
+        words = collate.words([judged_text(case, task) for case in some])
+        words = {name: one.to(model.log_scale.device) for name, one in words.items()}
+        texts.append(model.embed_texts(words["input_ids"], words["attention_mask"]).float().cpu())
+    return torch.cat(texts)
 
 
 def judge(
@@ -217,19 +240,28 @@ def judge(
 ) -> dict[str, dict[str, float]]:
     """Retrieval scores of each task that at least two of the cases have a text of.
 
-    Unless all processes must look ``together``, they deal the cases out among them; all have the scores.
+    Unless all processes must look ``together``, they deal the cases out among them; all have the scores. Tasks that the
+    same cases have texts of share one look at them.
     """
     collate, found = PairCollator(pair.tokenizer), {}
+    looked: dict[tuple[str, ...], tuple[Tensor, Moments]] = {}
     for task in measurable(cases, tasks):
-        told = [case for case in cases if any(entry.task == task for entry in case.entries)]
-        if together:
-            rows = [embed(pair.model, collate, told, task)]
-        else:
-            rows = engines.gather(embed(pair.model, collate, told[engines.rank() :: engines.world()], task))
+        told = telling(cases, task)
+        share = told if together else told[engines.rank() :: engines.world()]
+        names = tuple(case.id for case in told)
+        if names not in looked:
+            looked[names] = look(pair.model, share)
+        row = (looked[names][0], read(pair.model, collate, share, task), looked[names][1])
+        rows = [row] if together else engines.gather(row)
         volumes, texts = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
         spread = Moments.of(row[2] for row in rows).spread()
         found[task] = retrieval_scores(volumes @ texts.T, WATCHED) | {"token_spread": spread}
     return found
+
+
+def batches(cases: Sequence[TrainingCase], size: int) -> Iterator[Sequence[TrainingCase]]:
+    """The cases in order, so many at a time."""
+    return (cases[start : start + size] for start in range(0, len(cases), size))
 
 
 def measurable(cases: Sequence[TrainingCase], tasks: Sequence[str]) -> list[str]:

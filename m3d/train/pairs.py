@@ -4,7 +4,7 @@
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,13 +124,16 @@ def paired(cases: Sequence[TrainingCase], tasks: Sequence[str], where: str) -> l
     return found
 
 
-def judged_pairs(cases: Sequence[TrainingCase], task: str) -> Iterator[Captioned]:
-    """Each case with its first text of a task, unchanged; cases without one are passed over."""
-    for index, case in enumerate(cases):
-        numbers = [number for number, entry in enumerate(case.entries) if entry.task == task]
-        for record in case.records_at(numbers[:1]):
-            image, _ = to_tensors(case.read())
-            yield Captioned(record.id, index, "", image[None], str(record.target.text))
+def judged_volume(case: TrainingCase) -> Tensor:
+    """The volume of a case, unchanged: ``(1, D, H, W)``."""
+    return to_tensors(case.read())[0][None]
+
+
+def judged_text(case: TrainingCase, task: str) -> str:
+    """The first text of a task, unchanged."""
+    number = next(number for number, entry in enumerate(case.entries) if entry.task == task)
+    (record,) = case.records_at([number])
+    return str(record.target.text)
 
 
 @dataclass(frozen=True, eq=False)

@@ -80,6 +80,19 @@ def test_the_folder_is_whole(trained, store):
 
 
 @pytest.mark.integration
+def test_tasks_of_the_same_scans_share_one_look(trained, store, monkeypatch):
+    _, output, _ = trained
+    pair, looked = load_pair(output / "model"), []
+    cases, look = stored(store, "train"), pretrain_clip.look
+    told = {task: [case.id for case in pretrain_clip.telling(cases, task)] for task in ("report", "retrieval")}
+    monkeypatch.setattr(pretrain_clip, "look", lambda model, some: looked.append(some) or look(model, some))
+    scores = judge(pair, cases, ("report", "retrieval"))
+    assert told["report"] == told["retrieval"] and [[case.id for case in some] for some in looked] == [told["report"]]
+    for task in told:  # as each would have been judged by itself
+        assert judge(pair, cases, (task,)) == {task: scores[task]}
+
+
+@pytest.mark.integration
 def test_later_stages_find_the_vision_tower(trained):
     _, output, _ = trained
     saved = load_file(output / "model" / "model.safetensors")

@@ -17,9 +17,10 @@ from encoders.clip import LARGEST_SCALE
 from m3d.models import M3DVisionConfig
 from m3d.models.clip import M3DCLIPConfig, Pair, build_pair, load_pair, save_pair, vision_tower_of
 from m3d.models.lora import Lora
+from m3d.recipes.pretrain_clip import telling
 from m3d.train import text_towers
 from m3d.train.augment import Augment
-from m3d.train.cases import stored
+from m3d.train.cases import stored, to_tensors
 from m3d.train.contrastive import (
     START,
     ContrastiveConfig,
@@ -32,7 +33,8 @@ from m3d.train.pairs import (
     CaptionPairs,
     PairCollator,
     TextAugment,
-    judged_pairs,
+    judged_text,
+    judged_volume,
     paired,
     sentences_of,
 )
@@ -323,8 +325,9 @@ def test_a_volume_has_so_many_looks_and_each_is_always_the_same(store):
 
 
 def test_what_is_judged_is_whole_and_of_one_task(store):
-    (pair,) = judged_pairs(stored(store, "validation"), "report")
-    assert (pair.id, pair.text) == ("mini/b/3", small_store.REPORTS["mini/b"])
+    (case,) = telling(stored(store, "validation"), "report")
+    assert judged_text(case, "report") == small_store.REPORTS["mini/b"]
+    assert torch.equal(judged_volume(case), to_tensors(case.read())[0][None])
 
 
 def test_cases_without_a_text_are_left_out(store):
