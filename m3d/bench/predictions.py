@@ -21,6 +21,7 @@ from data_prep.record import Record
 from m3d.bench.kinds import TEXT, named
 
 __all__ = [
+    "PARTS",
     "SIGHTS",
     "UNPROMPTABLE",
     "DrawnMask",
@@ -33,7 +34,7 @@ __all__ = [
     "match_names",
 ]
 
-NAME = "predictions.jsonl"
+NAME, PARTS = "predictions.jsonl", "parts"
 UNPROMPTABLE = "CannotBePrompted"
 """How the failure of a question begins that has nothing to point at: it says nothing of the model."""
 Sight = Literal["seeing", "blind"]
@@ -152,7 +153,7 @@ class Part:
     """A file of this process alone that answers are added to, whole lines at a time, on disk before more are asked."""
 
     def __init__(self, folder: Path, rank: int) -> None:
-        path = folder / "parts" / f"{rank:04d}-{uuid.uuid4().hex[:12]}.jsonl"
+        path = folder / PARTS / f"{rank:04d}-{uuid.uuid4().hex[:12]}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._file = path, path.open("x", encoding="utf-8")
 
@@ -176,7 +177,7 @@ def gathered(folder: Path) -> dict[Key, Prediction]:
         ValueError: A line is no prediction, or one file has two answers to a question.
     """
     found: dict[Key, Prediction] = {}
-    for path in (folder / NAME, *sorted((folder / "parts").glob("*.jsonl"))):
+    for path in (folder / NAME, *sorted((folder / PARTS).glob("*.jsonl"))):
         own = set[Key]()
         for where, prediction in read_predictions(path) if path.is_file() else ():
             if prediction.key in own:
@@ -191,7 +192,7 @@ def read_predictions(path: Path) -> Iterator[tuple[str, Prediction]]:
     """The lines of a file with their place; of a part, one that was cut off at its end is passed over."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n") and path.parent.name == "parts":
+            if not line.endswith(b"\n") and path.parent.name == PARTS:
                 return
             if not line.strip():
                 continue

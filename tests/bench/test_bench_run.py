@@ -387,6 +387,19 @@ def test_another_systems_answers_are_scored(store, tmp_path, capsys):
     assert "answers are to records that were not asked, such as 'mini/z/1'" in capsys.readouterr().err
 
 
+def test_scoring_makes_one_file_of_what_processes_of_torchrun_left(store, stand_in, tmp_path):
+    config, out = config_of("report", blind=None), tmp_path / "out"
+    cases = find_cases(config, store, None)
+    for rank in (1, 0):
+        ask_cases(stand_in, cases, config, out, rank=rank, world=2)
+    (tmp_path / "bench.yaml").write_text(json.dumps({"split": "train", "blind": None, "tasks": {"report": {}}}))
+    assert not (out / "predictions.jsonl").exists() and len(list((out / "parts").iterdir())) == 2
+    given = ["--config", str(tmp_path / "bench.yaml"), "--data", str(store), "--workers", "1", "--no-page"]
+    assert main(["bench", "score", str(out), *given]) == 0
+    whole = [json.loads(line)["id"] for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert whole == ["mini/a/3", "mini/c/3"]
+
+
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory) -> Path:
     """Two phantoms as the bundled model sees them."""

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Judge, write, print."""
     from data_prep.atomic import atomic_path
     from m3d.bench.cases import find_cases
-    from m3d.bench.predictions import gathered
+    from m3d.bench.predictions import PARTS, gather, gathered
     from m3d.bench.score import judge_samples, metrics_table, write_samples
     from m3d.bench.table import markdown, terminal
 
@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     cases = find_cases(config, data, None)
     predictions, extra = gathered(folder), _extra(arguments)
     _check_known(folder, cases, predictions)
+    if (folder / PARTS).is_dir():  # processes of torchrun leave parts only; another system's file stays as it is
+        gather(folder)
     retrieval, rows = _retrieval(arguments, config, cases)
     judged = judge_samples(
         folder, cases, predictions, arguments.protocol, extra=extra, workers=arguments.workers, progress=_progress
