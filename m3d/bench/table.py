@@ -201,6 +201,7 @@ def terminal_table(columns: Mapping[str, Sequence[str]], faint: Sequence[bool]) 
     return table
 
 
+@cache
 def published_numbers() -> tuple[Published, ...]:
     """What papers state, as ``published_numbers.yaml`` has it."""
     content = _publications()

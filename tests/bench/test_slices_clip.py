@@ -16,6 +16,7 @@ from transformers import BertConfig, BertTokenizerFast
 from data_prep.record import Intensity
 from m3d.bench.retrieval import run_retrieval, score_retrieval
 from m3d.bench.slices_clip import SlicesClip, axial, slice_places
+from m3d.cli.main import main
 from m3d.train.cases import stored
 from tests.fixtures import small_store
 
@@ -139,6 +140,17 @@ def test_it_runs_as_any_embedder(folder, store, tmp_path):
     again = SlicesClip.load(folder, window=(0, 100))
     with pytest.raises(ValueError, match="embedder differ"):
         run_retrieval(asked(stored(store, "train")), again, tmp_path)
+
+
+def test_the_command_asks_it_alone(folder, store, tmp_path):
+    (tmp_path / "bench.yaml").write_text(json.dumps({"split": "train", "tasks": {"report": {}}}))
+    out = tmp_path / "out"
+    words = ["--open-clip", str(folder), "--data", str(store), "--out", str(out), "--device", "cpu"]
+    assert main(["bench", "run", str(tmp_path / "bench.yaml"), *words, "tasks={retrieval: {}}"]) == 0
+    assert main(["bench", "score", str(out), "--no-page"]) == 0
+    found = json.loads((out / "metrics.json").read_text())
+    assert list(found["tasks"]) == ["retrieval"] and found["clip"]["name"] == "tiny"
+    assert found["tasks"]["retrieval"]["metrics"]["R@1 image to text, pool 2"]["chance"] == 0.5
 
 
 def test_a_named_model_takes_weights_from_a_file(folder, tmp_path):

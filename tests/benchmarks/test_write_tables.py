@@ -135,14 +135,30 @@ def test_the_tables_of_the_benchmark_are_those_of_scored_runs(results):
         "answers a second": {"apart": [1.0, 2.0, 3.0], "together": [10.0, 10.0, 10.0]}, "batch": 16, "answers": 64,
         "together / apart": {"median": 5.0}, "scans": 2, "rounds": 3, "command": "python z.py", "answers alike": 63,
     }  # fmt: skip
-    results(bench_m3d__tiny=run, bench_few_m3d__tiny=run, bench_few_m3d__smol=other, bench_speed=speed)
+    retrieval = {**run, "tasks": {"retrieval": {**run["tasks"]["seg.sem"], "metrics": {"R@5": metric}}}}
+    results(
+        bench_m3d__tiny=run,
+        bench_retrieval=retrieval,
+        bench_few_m3d__tiny=run,
+        bench_few_m3d__smol=other,
+        bench_speed=speed,
+    )
     text = write_tables.rewrite("<!-- bench --><!-- /bench --><!-- side_by_side --><!-- /side_by_side -->")
     rows = lines_of(text, "| seg.sem")
     assert [row.split("|")[3].strip() for row in rows] == ["m3d-tiny", "m3d-tiny", "m3d-smol"]
     assert all("0.500 [0.450, 0.550]" in row and "0.250" in row for row in rows)
     assert "21 patients; protocol standard; grid: scan" in text
+    text = write_tables.rewrite("<!-- bench_retrieval --><!-- /bench_retrieval -->")
+    assert len(lines_of(text, "| retrieval | R@5")) == 1 and "| seg.sem" not in text
     text = write_tables.rewrite("<!-- bench_speed --><!-- /bench_speed -->")
     assert "| ratio, median of rounds | 5.0 |" in text and "63 of 64 are word for word the same" in text
+
+
+def test_published_numbers_stand_with_their_source_and_unread_systems_beneath():
+    text = write_tables.rewrite("<!-- published --><!-- /published -->")
+    (row,) = lines_of(text, "| seg.sem")
+    assert [cell.strip() for cell in row.split("|")[2:6]] == ["DSC", "SegVol", "0.8710", "own"]
+    assert "arXiv 2411.03670" in row and "UMIT: none could be read (arXiv 2503.15892" in text
 
 
 def test_kinds_of_prompts_stand_beneath_each_other(results):
